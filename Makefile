@@ -1,0 +1,27 @@
+# make: everything, from nothing to results.  make test: the whole test suite.  make ui: the MLflow UI on this project's runs.
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: all test check ui
+all: .venv/installed
+	dvc repro
+	python -m pipeline show
+
+.venv/installed: constraints.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	pip install --quiet --constraint constraints.txt --editable ".[test]"
+	touch $@
+
+check: .venv/installed
+	ruff check
+	ruff format --check
+	mypy
+
+test: check
+	coverage erase
+	coverage run -m pytest -n 2 --dist worksteal
+	coverage combine --quiet
+	coverage report --fail-under 90
+
+ui: .venv/installed
+	python -m pipeline ui

@@ -1,0 +1,124 @@
+"""Which model is the best, and the card that goes with it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pipeline.bundle import Bundle
+from pipeline.config import Config, Register, Task, lower_is_better, task_metrics
+from pipeline.errors import UserError
+
+CARD = """# {name}
+
+A PyTorch network that predicts `{target}` ({what}) from {n_features} columns of a table. Chosen among {candidates} for its
+{metric} of {score:.4f}.
+
+## Data
+
+Source: `{source}`, {rows}. Split {split}, seed {seed}. {domain}
+What each column is, and why some were set aside, stands in `model.json` under `schema`.
+
+## Metrics
+
+| metric | this model | trees | constant |
+| --- | --- | --- | --- |
+{metrics}
+
+{notes}
+
+## Intended use
+
+For rows like those it learnt from: the same columns, drawn the same way. A category never seen counts as unseen, a missing
+value as missing. The probabilities are as good as their calibration error (`ece`) says. It is not known how the model does
+on other populations, or after the world has changed; check the metrics above on new rows before relying on it.
+
+## How to load
+
+```
+python -m pipeline predict models/champion new.csv -o out.parquet
+```
+
+```python
+import mlflow
+model = mlflow.pyfunc.load_model("models:/{name}@champion")
+model.predict(table)  # a pandas DataFrame of raw columns
+```
+
+## Parameters
+
+| parameter | value |
+| --- | --- |
+{params}
+"""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The chosen model, by what, and how all models did in words."""
+
+    name: str
+    metric: str
+    score: float
+    lines: list[str]
+
+
+def choose(scores: Mapping[str, Mapping[str, float]], register: Register, task: Task) -> Choice:
+    """The model with the best `register.metric` on validation rows, the first of equals.
+
+    A metric of another task gives way to the task's first one, and `minimum` with it. Raises `UserError` if the best
+    is below `register.minimum` (above it, for an error).
+    """
+    metric, minimum = register.metric, register.minimum
+    lines = []
+    if metric.split(".")[-1] not in task_metrics(task):
+        lines.append(f"note: register.metric {metric} is none of {task}: the best val.{task_metrics(task)[0]} counts, without a minimum")
+        metric, minimum = f"val.{task_metrics(task)[0]}", None
+    known = {name: found[metric] for name, found in scores.items() if metric in found}
+    if not known:
+        raise UserError(f"register.metric: no model has {metric}; there is {', '.join(sorted(set().union(*scores.values())))}")
+    sign = 1 if lower_is_better(metric) else -1
+    best = min(known, key=lambda name: sign * known[name])
+    lines += [f"{name}: {metric} {score:.4f}{' (champion)' if name == best else ''}" for name, score in known.items()]
+    if minimum is not None and sign * known[best] > sign * minimum:
+        side = "above" if lower_is_better(metric) else "below"
+        raise UserError(f"register: the best {metric}, {known[best]:.4f} of {best}, is {side} register.minimum {minimum:g}; nothing was registered")
+    return Choice(best, metric, known[best], lines)
+
+
+def model_card(
+    bundle: Bundle, choice: Choice, scores: Mapping[str, float], baseline: Mapping[str, float], config: Config
+) -> str:
+    """The model card in Markdown (after Mitchell et al. 2019, "Model Cards for Model Reporting")."""
+    data, target, rows = config.data, bundle.target, bundle.schema.rows
+    classes = f"{target.task}: {', '.join(map(str, target.classes[:10]))}" if target.classes else "regression"
+    transfer = data.transfer.model_dump(exclude_none=True) if bundle.schema.transfer_target and data.transfer else None
+    table = [
+        [name, f"{score:.4f}", *(f"{found[key]:.4f}" if key in found else "" for key in (name, f"constant.{name}"))]
+        for name, score in scores.items()
+        for found in [baseline]
+    ]
+    return CARD.format(
+        name=config.register_.name,
+        target=_cell(target.name),
+        what=_cell(classes),
+        n_features=len(bundle.schema.features),
+        candidates="the trained, the searched and the fine-tuned network",
+        metric=choice.metric,
+        score=choice.score,
+        source=_cell(data.source),
+        rows=", ".join(f"{name} {n:,}" for name, n in rows.items()),
+        split=f"{data.split.train:g} / {data.split.val:g} / {data.split.test:g} by {_cell(data.split.by)}",
+        seed=config.seed,
+        domain=f"The transfer domain is {_cell(str(transfer))}." if transfer else "There is no transfer domain.",
+        metrics="\n".join(f"| {' | '.join(cells)} |" for cells in table),
+        notes="`test` are rows of the source domain, `transfer` of the transfer domain, `val` the rows it was chosen on."
+        + (" Losses are of the standardised target; other errors are in its own units." if target.task == "regression" else ""),
+        params="\n".join(f"| `{name}` | {_cell(str(value))} |" for name, value in bundle.params.items()),
+    )
+
+
+def _cell(text: str) -> str:
+    """Text from a table, as Markdown shows it and never reads it."""
+    plain = " ".join(text.split())
+    for special in "\\`|<>[]*_{}":
+        plain = plain.replace(special, f"\\{special}") if special not in "<>" else plain.replace(special, "&lt;" if special == "<" else "&gt;")
+    return plain

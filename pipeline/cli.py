@@ -1,0 +1,96 @@
+"""Commands that are not stages: `python -m pipeline predict | adopt | show`."""
+
+import argparse
+from pathlib import Path
+
+from pipeline import config, console
+from pipeline.errors import UserError
+
+ROWS = 65_536  # predicted at a time
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m pipeline", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    command = commands.add_parser("predict", help="label and probabilities for the rows of a raw table")
+    command.add_argument("model", type=Path, help="a bundle, such as models/champion")
+    command.add_argument("table", help="a path or URL: .csv .tsv .parquet, also .gz .bz2 .xz .zip")
+    command.add_argument("-o", "--output", type=Path, required=True, help="a .parquet or .csv file")
+    command.set_defaults(call=lambda a: predict(a.model, a.table, a.output))
+
+    command = commands.add_parser("adopt", help="write the best parameters of the search into params.yaml")
+    command.add_argument("patch", type=Path, nargs="?", default=Path("models/search/best_params.yaml"))
+    command.set_defaults(call=lambda a: adopt(a.patch))
+
+    command = commands.add_parser("show", help="what each model is worth, and where to look next")
+    command.set_defaults(call=lambda a: show())
+
+    arguments = parser.parse_args()
+    console.run(lambda: arguments.call(arguments))
+
+
+def predict(model: Path, table: str, output: Path) -> None:
+    """Read raw columns, write `prediction` and the probabilities, a row each and in their order."""
+    if output.suffix not in (".parquet", ".csv"):
+        raise UserError(f"--output must end in .parquet or .csv, got {output}")
+    import pandas as pd
+
+    from pipeline import datasets, files, schema
+    from pipeline.bundle import load_bundle
+
+    bundle = load_bundle(model)
+    raw = datasets.read_file(table, config.Csv() if not config.PATH.exists() else config.load().data.csv)
+    checked = schema.check(raw, bundle.schema, table)
+    for column, counts in schema.unseen(checked, bundle.schema).items():
+        values = ", ".join(repr(value) for value in counts.index[:3]) + (", …" if len(counts) > 3 else "")
+        print(f"{column}: {counts.sum():,} rows hold values that training never saw ({values}); used as unseen")
+    parts = []
+    starts = range(0, len(raw), ROWS)
+    with console.progress("predict", len(starts)) as advance:
+        for start in starts:
+            parts.append(bundle.predict_checked(checked.iloc[start : start + ROWS]))
+            advance(f"{min(start + ROWS, len(raw)):,} rows")
+    predictions = pd.concat(parts, ignore_index=True)
+    if output.suffix == ".csv":
+        files.write_csv(output, predictions)
+    else:
+        with files.replacing(output) as path:
+            predictions.to_parquet(path, index=False)
+    print(f"{output}: {len(predictions):,} predictions")
+
+
+def adopt(patch: Path) -> None:
+    """Show each parameter that changes, and change it."""
+    from ruamel.yaml import YAML
+
+    if not patch.exists():
+        raise UserError(f"{patch} is missing: run dvc repro search")
+    values = YAML(typ="safe", pure=True).load(patch.read_text(encoding="utf-8"))
+    for name, (old, new) in config.adopt(values).items():
+        print(f"{name}: {old} -> {new}" if old != new else f"{name}: {old}, as it was")
+
+
+def show() -> None:
+    """A table of the models' test scores on both domains, read from reports/."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.evaluation import load_scores
+
+    settings = config.load()
+    metric = config.task_metrics(settings.data.task)[0]
+    columns = [f"{domain}.{name}" for domain in ("test", "transfer") for name in (metric, "loss")]
+    table = Table("model", *columns)
+    rows = {name: load_scores(Path("reports") / name) for name in ("baseline", "train", "search", "finetune")}
+    rows["trees"] = rows["baseline"]
+    rows["constant"] = {
+        key.removeprefix("constant."): value for key, value in rows.pop("baseline").items() if key.startswith("constant.")
+    }
+    for name, scores in rows.items():
+        table.add_row(name, *(f"{scores[column]:.4f}" if column in scores else "-" for column in columns))
+    out = Console()
+    out.print(table)
+    out.print("Next: make ui (compare runs), dvc plots show, reports/*/*.png, models/champion/README.md", highlight=False)
+
+

@@ -1,0 +1,694 @@
+"""`params.yaml` as frozen, strict types: the only reader of parameters."""
+
+import difflib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from io import StringIO
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from pipeline import files
+from pipeline.errors import UserError
+
+PATH = Path("params.yaml")
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Scalar = bool | int | float | str
+Task = Literal["binary", "multiclass", "regression"]
+MetricName = Literal[
+    "val.accuracy", "val.f1", "val.auroc", "val.loss", "val.rmse", "val.mae", "val.r2",
+    "transfer.val.accuracy", "transfer.val.f1", "transfer.val.auroc", "transfer.val.loss",
+    "transfer.val.rmse", "transfer.val.mae", "transfer.val.r2",
+]  # fmt: skip
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class Csv(Section):
+    encoding: str = "utf-8"
+    separator: Literal["auto", ",", ";", "\t", "|"] = "auto"
+    decimal: Literal[".", ","] = "."
+
+    @model_validator(mode="after")
+    def _known_encoding(self) -> Self:
+        try:
+            "".encode(self.encoding)
+        except LookupError:
+            raise ValueError(f"encoding must be one that Python knows, such as utf-8 or latin-1, got {self.encoding!r}") from None
+        return self
+
+
+class Split(Section):
+    train: Fraction = 0.8
+    val: Fraction = 0.1
+    test: Fraction = 0.1
+    by: Annotated[str, Field(pattern=r"^(random|(time|group):.+)$")] = "random"
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        total = self.train + self.val + self.test
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"train + val + test must be 1, got {total:g}")
+        return self
+
+
+class Transfer(Section):
+    column: str | None = None
+    values: tuple[Scalar, ...] = ()
+    source: str | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.source is None) == (self.column is None):
+            raise ValueError("must name either column and values, or source")
+        if self.column is not None and not self.values:
+            raise ValueError("values must list at least one value of column")
+        if self.source is not None and self.values:
+            raise ValueError("values belongs to column, not to source")
+        return self
+
+
+class Data(Section):
+    source: Annotated[str, Field(min_length=1)]
+    target: Annotated[str, Field(min_length=1)]
+    task: Task
+    drop: tuple[str, ...] = ()
+    kinds: dict[str, Literal["numeric", "categorical", "drop"]] = {}
+    split: Split = Split()
+    transfer: Transfer | None = None
+    csv: Csv = Csv()
+    scaling: Literal["standard", "quantile", "robust"] = "standard"
+    max_categories: Annotated[int, Field(ge=1, le=30_000)] = 250
+    min_count: Count = 1
+    duplicates: Literal["keep", "drop"] = "keep"
+
+    @model_validator(mode="after")
+    def _target_stays(self) -> Self:
+        if self.target in self.drop or self.target in self.kinds:
+            raise ValueError(f"target {self.target!r} can stand neither in drop nor in kinds")
+        return self
+
+
+class Model(Section):
+    hidden: tuple[Count, ...] = (128, 64)
+    activation: Literal["relu", "leaky_relu", "sigmoid", "tanh", "selu"] = "relu"
+    slope: NotNegative = 0.01
+    dropout: Probability = 0.1
+    init: Literal["default", "uniform", "xavier", "kaiming", "zeros"] = "default"
+
+
+class Augment(Section):
+    noise: NotNegative = 0.0
+    swap: Probability = 0.0
+    mixup: NotNegative = 0.0
+
+
+class Overfit(Section):
+    rows: Annotated[int, Field(ge=2)] = 32
+    steps: Count = 1000
+
+
+class Train(Section):
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: Positive = 0.05
+    momentum: Probability = 0.9
+    weight_decay: NotNegative = 1e-5
+    batch_size: Count = 512
+    epochs: Count = 10
+    patience: Count | None = 3
+    schedule: Literal["constant", "cosine", "onecycle"] = "constant"
+    warmup: Probability = 0.0
+    clip: Positive | None = None
+    label_smoothing: Probability = 0.0
+    class_weights: Literal["balanced"] | None = None
+    augment: Augment = Augment()
+    overfit: Overfit | None = Overfit()
+
+
+class Finetune(Section):
+    lr: Positive = 0.005
+    epochs: Count = 5
+    patience: Count | None = 3
+    freeze: Annotated[int, Field(ge=0)] | tuple[str, ...] = 1
+
+
+class Space(Section):
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    steps: Annotated[int, Field(ge=2)] | None = None
+    choices: tuple[Any, ...] | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.choices is not None:
+            if not self.choices or self.low is not None or self.high is not None or self.log or self.steps:
+                raise ValueError("choices must be a list of at least one value, and stand alone")
+        elif self.low is None or self.high is None:
+            raise ValueError("must give low and high, or choices")
+        elif self.low >= self.high:
+            raise ValueError(f"low must be less than high, got {self.low:g} and {self.high:g}")
+        elif self.log and self.low <= 0:
+            raise ValueError(f"low must be greater than 0 on a log scale, got {self.low:g}")
+        return self
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        return self.choices if self.choices is not None else (self.low, self.high)
+
+
+class Search(Section):
+    sampler: Literal["random", "grid", "qmc", "tpe"] = "random"
+    n_trials: Count = 32
+    epochs: Count = 3
+    rows: Annotated[int, Field(ge=2)] | None = None
+    space: dict[str, Space]
+
+    @model_validator(mode="after")
+    def _grid_is_finite(self) -> Self:
+        if not self.space:
+            raise ValueError("space must name at least one parameter")
+        if self.sampler == "grid":
+            for name, space in self.space.items():
+                if space.choices is None and space.steps is None:
+                    raise ValueError(f"space.{name} must give choices or steps for sampler grid")
+        return self
+
+
+class Register(Section):
+    name: Annotated[str, Field(pattern=r"^[^/:]+$")]
+    metric: MetricName
+    minimum: float
+
+
+class Tracking(Section):
+    uri: str | None = None
+    experiment: Annotated[str, Field(min_length=1)] = "default"
+
+
+class Config(Section):
+    """All of `params.yaml`."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Count = 1
+    data: Data
+    model: Model = Model()
+    train: Train = Train()
+    finetune: Finetune = Finetune()
+    search: Search
+    register_: Annotated[Register, Field(alias="register")]  # BaseModel has a method of that name
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        freeze, layers = self.finetune.freeze, len(self.model.hidden) + 1
+        if isinstance(freeze, int) and freeze >= layers:
+            raise ValueError(f"finetune.freeze must be less than the {layers} layers of model.hidden, got {freeze}")
+        if self.data.task == "regression":
+            for name, used in {
+                "train.label_smoothing": self.train.label_smoothing > 0,
+                "train.class_weights": self.train.class_weights is not None,
+            }.items():
+                if used:
+                    raise ValueError(f"{name} has no meaning for data.task regression")
+        return self
+
+    def replace(self, values: Mapping[str, Any]) -> "Config":
+        """This configuration with some dotted parameters at other values, checked again."""
+        return from_mapping(_patched(self.model_dump(mode="json", by_alias=True), values))
+
+
+def task_metrics(task: Task) -> tuple[str, ...]:
+    """Names of what is measured for a task; the first is the one a person looks at."""
+    return ("rmse", "mae", "r2", "loss") if task == "regression" else ("accuracy", "f1", "auroc", "loss")
+
+
+def lower_is_better(metric: str) -> bool:
+    return metric.split(".")[-1] in ("loss", "rmse", "mae", "ece")
+
+
+def load(path: Path = PATH) -> Config:
+    """Read and check `params.yaml`; every mistake comes back as file, line, dotted name, rule and value."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run this in the folder of the project") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start})") from None
+    try:
+        # YAML 1.2, as DVC reads it: there 1e-3 is a number.
+        values = YAML(typ="safe", pure=True).load(text)
+    except DuplicateKeyError as error:
+        key = str(error.problem).split('"')[1] if '"' in str(error.problem) else "a key"
+        raise UserError(f"{path}, line {error.problem_mark.line + 1}: {key} stands twice in its section") from None
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise UserError(f"{path}, line {mark.line + 1 if mark else '?'}: not YAML: {error.problem}") from None
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold sections such as data and train, got {type(values).__name__}")
+    try:
+        return _parse(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{path}{_line(text, first['loc'])}: {_message(first)}") from None
+
+
+def from_mapping(values: Mapping[str, Any]) -> Config:
+    """A configuration from plain values; raises `UserError` as `load` does."""
+    try:
+        return _parse(values)
+    except ValidationError as error:
+        raise UserError(_message(error.errors()[0])) from None
+
+
+def adopt(patch: Mapping[str, Any], path: Path = PATH) -> dict[str, tuple[Any, Any]]:
+    """Write the leaves of `patch` into `params.yaml`, keeping its comments; returns old and new value by dotted name."""
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 4096
+    tree = yaml.load(path.read_text(encoding="utf-8"))
+    changes = {}
+    leaves = flatten(patch)
+    load(path).replace(leaves)
+    for name, value in leaves.items():
+        *sections, key = name.split(".")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+        changes[name] = (node.get(key), value)
+        node[key] = value
+    files.write_text(path, dump_yaml(tree, yaml))
+    return changes
+
+
+def dump_yaml(values: Any, yaml: YAML | None = None) -> str:
+    buffer = StringIO()
+    (yaml or YAML()).dump(values, buffer)
+    return buffer.getvalue()
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections to dotted names; an empty section is a leaf."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    return _patched({}, leaves)
+
+
+def _patched(values: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:
+    patched = json.loads(json.dumps(values))
+    for name, value in leaves.items():
+        *sections, key = name.split(".")
+        node = patched
+        for section in sections:
+            if not isinstance(node.get(section), dict):
+                node[section] = {}
+            node = node[section]
+        node[key] = value
+    return dict(patched)
+
+
+def _parse(values: Mapping[str, Any]) -> Config:
+    # By way of JSON: pydantic's strict mode takes a JSON array as a tuple, but not a Python list.
+    config = Config.model_validate_json(json.dumps(values, default=str))
+    _check_space(config)
+    return config
+
+
+def _check_space(config: Config) -> None:
+    """Every searched parameter exists, and each end of its range would be accepted in `params.yaml`."""
+    plain = config.model_dump(mode="json", by_alias=True)
+    known = [name for name in flatten(plain) if name.startswith(("model.", "train."))]
+    for name, space in config.search.space.items():
+        if name not in known:
+            raise UserError(f"search.space.{name} is not a parameter of model or train{_nearest(name, known)}")
+        for value in space.ends:
+            try:
+                Config.model_validate_json(json.dumps(_patched(plain, {name: _whole(value)})))
+            except ValidationError as error:
+                raise UserError(f"search.space.{name}: {_message(error.errors()[0])}") from None
+
+
+def _whole(self) -> Self:
+        total = self.train + self.val + self.test
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"train + val + test must be 1, got {total:g}")
+        return self
+
+
+class Transfer(Section):
+    column: str | None = None
+    values: tuple[Scalar, ...] = ()
+    source: str | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.source is None) == (self.column is None):
+            raise ValueError("must name either column and values, or source")
+        if self.column is not None and not self.values:
+            raise ValueError("values must list at least one value of column")
+        if self.source is not None and self.values:
+            raise ValueError("values belongs to column, not to source")
+        return self
+
+
+class Data(Section):
+    source: Annotated[str, Field(min_length=1)]
+    target: Annotated[str, Field(min_length=1)]
+    task: Task
+    drop: tuple[str, ...] = ()
+    kinds: dict[str, Literal["numeric", "categorical", "drop"]] = {}
+    split: Split = Split()
+    transfer: Transfer | None = None
+    csv: Csv = Csv()
+    scaling: Literal["standard", "quantile", "robust"] = "standard"
+    max_categories: Annotated[int, Field(ge=1, le=30_000)] = 250
+    min_count: Count = 1
+    duplicates: Literal["keep", "drop"] = "keep"
+
+    @model_validator(mode="after")
+    def _target_stays(self) -> Self:
+        if self.target in self.drop or self.target in self.kinds:
+            raise ValueError(f"target {self.target!r} can stand neither in drop nor in kinds")
+        return self
+
+
+class Model(Section):
+    hidden: tuple[Count, ...] = (128, 64)
+    activation: Literal["relu", "leaky_relu", "sigmoid", "tanh", "selu"] = "relu"
+    slope: NotNegative = 0.01
+    dropout: Probability = 0.1
+    init: Literal["default", "uniform", "xavier", "kaiming", "zeros"] = "default"
+
+
+class Augment(Section):
+    noise: NotNegative = 0.0
+    swap: Probability = 0.0
+    mixup: NotNegative = 0.0
+
+
+class Overfit(Section):
+    rows: Annotated[int, Field(ge=2)] = 32
+    steps: Count = 1000
+
+
+class Train(Section):
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: Positive = 0.05
+    momentum: Probability = 0.9
+    weight_decay: NotNegative = 1e-5
+    batch_size: Count = 512
+    epochs: Count = 10
+    patience: Count | None = 3
+    schedule: Literal["constant", "cosine", "onecycle"] = "constant"
+    warmup: Probability = 0.0
+    clip: Positive | None = None
+    label_smoothing: Probability = 0.0
+    class_weights: Literal["balanced"] | None = None
+    augment: Augment = Augment()
+    overfit: Overfit | None = Overfit()
+
+
+class Finetune(Section):
+    lr: Positive = 0.005
+    epochs: Count = 5
+    patience: Count | None = 3
+    freeze: Annotated[int, Field(ge=0)] | tuple[str, ...] = 1
+
+
+class Space(Section):
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    steps: Annotated[int, Field(ge=2)] | None = None
+    choices: tuple[Any, ...] | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.choices is not None:
+            if not self.choices or self.low is not None or self.high is not None or self.log or self.steps:
+                raise ValueError("choices must be a list of at least one value, and stand alone")
+        elif self.low is None or self.high is None:
+            raise ValueError("must give low and high, or choices")
+        elif self.low >= self.high:
+            raise ValueError(f"low must be less than high, got {self.low:g} and {self.high:g}")
+        elif self.log and self.low <= 0:
+            raise ValueError(f"low must be greater than 0 on a log scale, got {self.low:g}")
+        return self
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        return self.choices if self.choices is not None else (self.low, self.high)
+
+
+class Search(Section):
+    sampler: Literal["random", "grid", "qmc", "tpe"] = "random"
+    n_trials: Count = 32
+    epochs: Count = 3
+    rows: Annotated[int, Field(ge=2)] | None = None
+    space: dict[str, Space]
+
+    @model_validator(mode="after")
+    def _grid_is_finite(self) -> Self:
+        if not self.space:
+            raise ValueError("space must name at least one parameter")
+        if self.sampler == "grid":
+            for name, space in self.space.items():
+                if space.choices is None and space.steps is None:
+                    raise ValueError(f"space.{name} must give choices or steps for sampler grid")
+        return self
+
+
+class Register(Section):
+    name: Annotated[str, Field(pattern=r"^[^/:]+$")]
+    metric: MetricName
+    minimum: float
+
+
+class Tracking(Section):
+    uri: str | None = None
+    experiment: Annotated[str, Field(min_length=1)] = "default"
+
+
+class Config(Section):
+    """All of `params.yaml`."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Count = 1
+    data: Data
+    model: Model = Model()
+    train: Train = Train()
+    finetune: Finetune = Finetune()
+    search: Search
+    register_: Annotated[Register, Field(alias="register")]  # BaseModel has a method of that name
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        freeze, layers = self.finetune.freeze, len(self.model.hidden) + 1
+        if isinstance(freeze, int) and freeze >= layers:
+            raise ValueError(f"finetune.freeze must be less than the {layers} layers of model.hidden, got {freeze}")
+        if self.data.task == "regression":
+            for name, used in {
+                "train.label_smoothing": self.train.label_smoothing > 0,
+                "train.class_weights": self.train.class_weights is not None,
+            }.items():
+                if used:
+                    raise ValueError(f"{name} has no meaning for data.task regression")
+        if self.register_.metric.split(".")[-1] not in task_metrics(self.data.task):
+            known = ", ".join(task_metrics(self.data.task))
+            raise ValueError(f"register.metric must be one of {known} for data.task {self.data.task}, got {self.register_.metric}")
+        return self
+
+    def replace(self, values: Mapping[str, Any]) -> "Config":
+        """This configuration with some dotted parameters at other values, checked again."""
+        return from_mapping(_patched(self.model_dump(mode="json", by_alias=True), values))
+
+
+def task_metrics(task: Task) -> tuple[str, ...]:
+    """Names of what is measured for a task; the first is the one a person looks at."""
+    return ("rmse", "mae", "r2", "loss") if task == "regression" else ("accuracy", "f1", "auroc", "loss")
+
+
+def load(path: Path = PATH) -> Config:
+    """Read and check `params.yaml`; every mistake comes back as file, line, dotted name, rule and value."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run this in the folder of the project") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start})") from None
+    try:
+        # YAML 1.2, as DVC reads it: there 1e-3 is a number.
+        values = YAML(typ="safe", pure=True).load(text)
+    except DuplicateKeyError as error:
+        key = str(error.problem).split('"')[1] if '"' in str(error.problem) else "a key"
+        raise UserError(f"{path}, line {error.problem_mark.line + 1}: {key} stands twice in its section") from None
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise UserError(f"{path}, line {mark.line + 1 if mark else '?'}: not YAML: {error.problem}") from None
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold sections such as data and train, got {type(values).__name__}")
+    try:
+        return _parse(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{path}{_line(text, first['loc'])}: {_message(first)}") from None
+
+
+def from_mapping(values: Mapping[str, Any]) -> Config:
+    """A configuration from plain values; raises `UserError` as `load` does."""
+    try:
+        return _parse(values)
+    except ValidationError as error:
+        raise UserError(_message(error.errors()[0])) from None
+
+
+def adopt(patch: Mapping[str, Any], path: Path = PATH) -> dict[str, tuple[Any, Any]]:
+    """Write the leaves of `patch` into `params.yaml`, keeping its comments; returns old and new value by dotted name."""
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 4096
+    tree = yaml.load(path.read_text(encoding="utf-8"))
+    changes = {}
+    leaves = flatten(patch)
+    load(path).replace(leaves)
+    for name, value in leaves.items():
+        *sections, key = name.split(".")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+        changes[name] = (node.get(key), value)
+        node[key] = value
+    files.write_text(path, dump_yaml(tree, yaml))
+    return changes
+
+
+def dump_yaml(values: Any, yaml: YAML | None = None) -> str:
+    buffer = StringIO()
+    (yaml or YAML()).dump(values, buffer)
+    return buffer.getvalue()
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections to dotted names; an empty section is a leaf."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    return _patched({}, leaves)
+
+
+def _patched(values: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:
+    patched = json.loads(json.dumps(values))
+    for name, value in leaves.items():
+        *sections, key = name.split(".")
+        node = patched
+        for section in sections:
+            if not isinstance(node.get(section), dict):
+                node[section] = {}
+            node = node[section]
+        node[key] = value
+    return dict(patched)
+
+
+def _parse(values: Mapping[str, Any]) -> Config:
+    # By way of JSON: pydantic's strict mode takes a JSON array as a tuple, but not a Python list.
+    return Config.model_validate_json(json.dumps(values, default=str))
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _message(error: Any) -> str:
+    """One pydantic error as `name rule, got value`."""
+    name = ".".join(_keys(error["loc"]))
+    match error["type"]:
+        case "extra_forbidden":
+            known = _fields_at(error["loc"][:-1])
+            return f"{name} is not a known key{_nearest(error['loc'][-1], known)}"
+        case "missing":
+            return f"{name} is missing"
+        case "value_error":
+            text = str(error["ctx"]["error"])
+            return f"{name}: {text}" if name else text
+        case "string_pattern_mismatch" if name == "data.split.by":
+            return f"{name} must be random, time:<column> or group:<column>, got {error['input']!r}"
+        case _:
+            rule = error["msg"].replace("Input should", "must").replace("String should", "must")
+            return f"{name} {rule}, got {error['input']!r}"
+
+
+def _keys(location: tuple[str | int, ...]) -> list[str]:
+    # Behind a union pydantic adds the name of the branch it tried, which is no key of the file.
+    branches = ("int", "float", "str", "bool", "tuple[", "constrained-", "function-")
+    return [str(key) for key in location if not str(key).startswith(branches) or key in ("float", "str")]
+
+
+def _fields_at(location: tuple[str | int, ...]) -> list[str]:
+    model: Any = Config
+    for key in location:
+        fields = {field.alias or name: field for name, field in model.model_fields.items()}
+        if key not in fields:
+            return list(Space.model_fields) if "space" in location else []
+        options = (
+            typing.get_args(fields[str(key)].annotation)
+            if isinstance(fields[str(key)].annotation, types.UnionType)
+            else (fields[str(key)].annotation,)
+        )
+        model = next((option for option in options if isinstance(option, type) and issubclass(option, Section)), None)
+        if model is None:
+            return list(Space.model_fields) if "space" in location else []
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _nearest(name: object, known: list[str]) -> str:
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def _line(text: str, location: tuple[str | int, ...]) -> str:
+    """`, line N` for the deepest part of `location` that stands in the file."""
+    node, line = YAML(typ="rt", pure=True).load(text), None
+    for key in location:
+        try:
+            line = (node.lc.item(key) if isinstance(key, int) else node.lc.key(key))[0] + 1
+            node = node[key]
+        except (AttributeError, KeyError, TypeError, IndexError):
+            continue
+    return f", line {line}" if line else ""

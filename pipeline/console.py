@@ -1,0 +1,61 @@
+"""What a person sees: progress, and a mistake in one line."""
+
+import errno
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+from pipeline.errors import UserError
+
+_OUTSIDE_CAUSES = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG}
+
+
+def run(entry_point: Callable[[], None]) -> None:
+    """Call `entry_point`; end a user's mistake, a full disk or a signal in one line and a status."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        entry_point()
+    except UserError as error:
+        _fail(str(error), status=1)
+    except KeyboardInterrupt:
+        _fail("interrupted", status=130)
+    except MemoryError as error:
+        _fail(f"not enough memory: {error}", status=1)
+    except OSError as error:
+        if error.errno not in _OUTSIDE_CAUSES:
+            raise
+        _fail(f"{error.filename or 'a file'} cannot be written or read: {error.strerror}", status=1)
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise SystemExit(128 + signal.SIGTERM)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    sys.stdout.flush()
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    raise SystemExit(status)
+
+
+@contextmanager
+def progress(label: str, total: int) -> Iterator[Callable[[str], None]]:
+    """Yield `advance(text)`, called once a step: a bar on a terminal, a line a step elsewhere."""
+    if sys.stdout.isatty():
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, TextColumn("{task.fields[text]}", markup=False)) as bar:
+            task = bar.add_task(label, total=total, text="")
+            yield lambda text: bar.update(task, advance=1, text=text)
+        return
+
+    done = 0
+
+    def advance(text: str) -> None:
+        nonlocal done
+        done += 1
+        print(f"{label} {done}/{total}  {text}", flush=True)
+
+    yield advance

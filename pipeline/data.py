@@ -1,0 +1,149 @@
+"""`TabularData`, the tensors a network learns from; how rows are split, stored, and drawn in batches."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline import files
+from pipeline.config import Split
+from pipeline.errors import UserError
+from pipeline.schema import canonical
+
+PREPARED = Path("data/prepared")
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class TabularData:
+    """Rows as tensors: x_num [n, d_num] float32, x_cat [n, d_cat] integer codes, y [n] class codes or float32."""
+
+    x_num: Tensor
+    x_cat: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def take(self, rows: Tensor) -> "TabularData":
+        return TabularData(self.x_num[rows], self.x_cat[rows], self.y[rows])
+
+    def to(self, device: torch.device) -> "TabularData":
+        return TabularData(self.x_num.to(device), self.x_cat.to(device), self.y.to(device))
+
+
+def generator(*key: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Random numbers that are a function of `key` alone, such as (seed, epoch)."""
+    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return torch.Generator(device=device).manual_seed(seed)
+
+
+def batches(n: int, batch_size: int, order: torch.Generator) -> Iterator[Tensor]:
+    """Row numbers [batch_size] in random order; the last batch may be smaller."""
+    yield from torch.randperm(n, generator=order).split(batch_size)
+
+
+# --------------------------------------------------------------------------------------------------------- storage
+
+
+def save_split(folder: Path, split: str, data: TabularData, rows: np.ndarray) -> None:
+    """One split of a domain; `rows` [n] are the row numbers in the raw table."""
+    tensors = {"x_num": data.x_num, "x_cat": data.x_cat, "y": data.y, "rows": torch.from_numpy(rows)}
+    with files.replacing(folder / f"{split}.safetensors") as path:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+
+
+def load_split(domain: str, split: str, prepared: Path = PREPARED) -> TabularData:
+    """`domain` is source or transfer; raises `UserError` if prepare has not run."""
+    tensors = load_file(_stored(prepared, domain, split))
+    return TabularData(tensors["x_num"], tensors["x_cat"], tensors["y"])
+
+
+def load_rows(domain: str, split: str, prepared: Path = PREPARED) -> np.ndarray:
+    """[n] row numbers of a split in the raw table."""
+    return np.asarray(load_file(_stored(prepared, domain, split))["rows"])
+
+
+def domains(prepared: Path = PREPARED) -> list[str]:
+    """The domains that have rows: source, and transfer where there is one."""
+    return [name for name in ("source", "transfer") if (prepared / name).is_dir()]
+
+
+def _stored(prepared: Path, domain: str, split: str) -> Path:
+    path = prepared / domain / f"{split}.safetensors"
+    if not path.exists():
+        raise UserError(f"{path} is missing: run dvc repro prepare")
+    return path
+
+
+# ---------------------------------------------------------------------------------------------------------- splits
+
+
+def split_rows(table: pd.DataFrame, codes: np.ndarray | None, split: Split, seed: int) -> dict[str, np.ndarray]:
+    """Positions of the train, val and test rows of `table`, each in ascending order.
+
+    `codes` [n] are class codes to stratify a random split by, or None. A class of three rows or more has a row in each
+    split; a rarer one goes to training first. Raises `UserError` if a split is left empty.
+    """
+    how, _, column = split.by.partition(":")
+    rng = np.random.default_rng(seed)
+    if how == "time":
+        parts = _by_time(table[column], split)
+    elif how == "group":
+        parts = _by_group(table[column], split, rng)
+    else:
+        parts = _at_random(np.zeros(len(table), np.int64) if codes is None else codes, split, rng)
+    for name in SPLITS:
+        need = 2 if name == "train" else 1
+        if (parts == name).sum() < need:
+            raise UserError(f"data.split leaves {(parts == name).sum()} of {len(table)} rows for {name}, which needs {need}")
+    return {name: np.flatnonzero(parts == name) for name in SPLITS}
+
+
+def _at_random(codes: np.ndarray, split: Split, rng: np.random.Generator) -> np.ndarray:
+    parts = np.full(len(codes), "train", dtype="<U5")
+    for code in np.unique(codes):
+        rows = rng.permutation(np.flatnonzero(codes == code))
+        at_least = 1 if len(rows) >= 3 else 0
+        n_test = max(at_least, round(len(rows) * split.test))
+        n_val = max(at_least, round(len(rows) * split.val))
+        n_val = min(n_val, max(0, len(rows) - n_test - 1))  # training keeps a row of every class
+        n_test = min(n_test, len(rows) - n_val - 1)
+        parts[rows[:n_test]] = "test"
+        parts[rows[n_test : n_test + n_val]] = "val"
+    return parts
+
+
+def _by_time(moments: pd.Series, split: Split) -> np.ndarray:
+    """The past trains, the future tests; rows of one moment stay together."""
+    if moments.isna().any():
+        raise UserError(f"data.split.by: {str(moments.name)!r} is missing in {int(moments.isna().sum())} rows")
+    if not pd.api.types.is_numeric_dtype(moments.dtype) and not pd.api.types.is_datetime64_any_dtype(moments.dtype):
+        try:
+            moments = pd.to_datetime(moments, utc=True, format="mixed")
+        except (ValueError, TypeError):
+            raise UserError(f"data.split.by: {str(moments.name)!r} holds neither times nor numbers") from None
+    # A row's place in time is the share of rows at or before the first row of its moment.
+    place = moments.rank(method="min", pct=False).sub(1).div(len(moments)).to_numpy()
+    return np.select([place < split.train, place < split.train + split.val], ["train", "val"], "test")
+
+
+def _by_group(groups: pd.Series, split: Split, rng: np.random.Generator) -> np.ndarray:
+    """Whole groups to a split, until it has its share of the rows; rows without a group are one group."""
+    codes, names = pd.factorize(canonical(groups), sort=True, use_na_sentinel=False)
+    if len(names) < len(SPLITS):
+        raise UserError(f"data.split.by: {str(groups.name)!r} has {len(names)} groups; three splits need at least 3")
+    sizes = np.bincount(codes)
+    wanted = {name: getattr(split, name) * len(groups) for name in SPLITS}
+    part = np.empty(len(names), dtype="<U5")
+    for place, group in enumerate(rng.permutation(len(names))):
+        # The first two go where a split must not stay empty, each further one where most rows are lacking.
+        name = ("test", "val")[place] if place < 2 else max(wanted, key=lambda name: wanted[name])
+        part[group] = name
+        wanted[name] -= sizes[group]
+    return part[codes]

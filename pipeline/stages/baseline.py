@@ -1,0 +1,38 @@
+"""The majority class or mean, and gradient-boosted trees, on the rows that the network learns from."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from pipeline import config, console, evaluation, schema
+from pipeline.baseline import Trees, constant_outputs
+from pipeline.data import domains, load_rows, load_split
+from pipeline.datasets import load_raw
+from pipeline.preparation import load_prepared
+from pipeline.tracking import stage_run
+
+REPORT = Path("reports/baseline")
+
+
+def main() -> None:
+    settings = config.load()
+    learned, _ = load_prepared()
+    target, y = learned.target, load_split("source", "train").y
+    tables = {domain: schema.check(load_raw(domain), learned, domain) for domain in domains()}
+
+    def rows(domain: str, split: str) -> pd.DataFrame:
+        return tables[domain].iloc[load_rows(domain, split)]
+
+    with stage_run("baseline", settings) as run:
+        trees = Trees(rows("source", "train"), y.numpy(), learned, target, settings.seed)
+        judged = evaluation.evaluate(lambda *part: trees.outputs(rows(*part)), target, learned)
+        constant = evaluation.evaluate(lambda *part: constant_outputs(y, len(rows(*part)), target), target, learned)
+        judged.scores.update({f"constant.{name}": score for name, score in constant.scores.items()})
+        evaluation.save(REPORT, judged)
+        run.log_metrics(judged.scores)
+        run.log_files(REPORT)
+        print(evaluation.summary("trees", judged.scores), evaluation.summary("constant", constant.scores), sep="\n")
+
+
+if __name__ == "__main__":
+    console.run(main)

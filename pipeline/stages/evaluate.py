@@ -1,0 +1,30 @@
+"""A model on the test rows of both domains: train, finetune or search, named on the command line."""
+
+import sys
+from pathlib import Path
+
+from pipeline import config, console, evaluation, training
+from pipeline.bundle import load_bundle
+from pipeline.data import load_split
+from pipeline.tracking import stage_run
+
+
+def main() -> None:
+    model = sys.argv[1]
+    settings = config.load()
+    training.use("cpu", settings.threads)
+    bundle = load_bundle(Path("models") / model)
+    folder = Path("reports") / model
+    with stage_run(f"evaluate@{model}", settings, tags={"model": model}) as run:
+        judged = evaluation.evaluate(
+            lambda *part: training.predict(bundle.network, load_split(*part)), bundle.target, bundle.schema
+        )
+        evaluation.save(folder, judged)
+        run.log_params(bundle.params)
+        run.log_metrics(judged.scores)
+        run.log_files(folder)
+        print(evaluation.summary(model, judged.scores))
+
+
+if __name__ == "__main__":
+    console.run(main)

@@ -1,0 +1,35 @@
+"""The best bundle to models/champion/ and, as `champion`, to the MLflow registry."""
+
+from pathlib import Path
+
+from pipeline import config, console, files
+from pipeline.bundle import DESCRIPTION, load_bundle
+from pipeline.champion import choose, model_card
+from pipeline.evaluation import load_scores
+from pipeline.tracking import register, stage_run
+
+CHAMPION = Path("models/champion")
+MODELS = ("train", "search", "finetune")  # the first of equals is chosen
+
+
+def main() -> None:
+    settings = config.load()
+    scores = {name: load_scores(Path("reports") / name) for name in MODELS}
+    with stage_run("register", settings) as run:
+        choice = choose(scores, settings.register_, settings.data.task)
+        print(*choice.lines, sep="\n")
+        bundle = load_bundle(Path("models") / choice.name)
+        for name in ("model.safetensors", "history.csv", DESCRIPTION):
+            files.copy(Path("models") / choice.name / name, CHAMPION / name)
+        card = model_card(bundle, choice, scores[choice.name], load_scores(Path("reports/baseline")), settings)
+        files.write_text(CHAMPION / "README.md", card)
+        digest = files.sha256(CHAMPION / DESCRIPTION)
+        version = register(settings.register_.name, CHAMPION, digest, {"model": choice.name}, run)
+        run.log_params(bundle.params)
+        run.log_metrics(scores[choice.name])
+        run.set_tags({"model": choice.name, "version": version})
+        print(f"models:/{settings.register_.name}@champion is version {version}")
+
+
+if __name__ == "__main__":
+    console.run(main)

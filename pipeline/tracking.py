@@ -1,0 +1,265 @@
+"""What happens goes to MLflow: the only module that imports it."""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# Before mlflow is imported: a dead server is given up in seconds, not in minutes, and nothing is sent elsewhere.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+import mlflow
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
+from ruamel.yaml import YAML
+
+from pipeline import console
+from pipeline.config import Config, Tracking, flatten
+from pipeline.errors import UserError
+
+MAX_METRICS, MAX_PARAMS, MAX_VALUE = 1000, 100, 6000  # what MLflow takes in a call, and in a param
+logging.getLogger("mlflow").setLevel(logging.ERROR)
+logging.getLogger("alembic").setLevel(logging.ERROR)
+
+
+class Run:
+    """An open MLflow run."""
+
+    def __init__(self, client: MlflowClient, run_id: str) -> None:
+        self._client, self.id = client, run_id
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        items = [Param(name, _text(value)[:MAX_VALUE]) for name, value in params.items()]
+        for start in range(0, len(items), MAX_PARAMS):
+            self._client.log_batch(self.id, params=items[start : start + MAX_PARAMS])
+
+    def log_metrics(self, scores: Mapping[str, float], step: int = 0) -> None:
+        """Final numbers: `test.accuracy` becomes `test/accuracy`."""
+        self._log([Metric(name.replace(".", "/"), float(value), _now(), step) for name, value in scores.items()])
+
+    def log_epochs(self, history: Sequence[Mapping[str, float]], prefix: str = "") -> None:
+        """Rows of a history.csv: `val_loss` becomes `val/loss`, with the epoch as its step."""
+        self._log(
+            [
+                Metric(prefix + re.sub("^(train|val)_", r"\1/", name), float(value), _now(), int(row["epoch"]))
+                for row in history
+                for name, value in row.items()
+                if name != "epoch"
+            ]
+        )
+
+    @contextmanager
+    def epochs(self, label: str, total: int) -> Iterator[Callable[[Mapping[str, float]], None]]:
+        """Yield an `on_epoch` that logs each epoch and shows it."""
+        with console.progress(label, total) as advance:
+
+            def on_epoch(row: Mapping[str, float]) -> None:
+                self.log_epochs([row])
+                advance("  ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch"))
+
+            yield on_epoch
+
+    def log_files(self, *paths: Path) -> None:
+        """Each file, or the files of a folder, under their names."""
+        for path in paths:
+            (self._client.log_artifacts if path.is_dir() else self._client.log_artifact)(self.id, str(path))
+
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        for name, value in tags.items():
+            self._client.set_tag(self.id, name, str(value))
+
+    def log_model(self, bundle: Path) -> str:
+        """Version a bundle as an MLflow model that takes raw columns; returns its URI. No pickle: code and files."""
+        here = Path(__file__).parent
+        with _quiet():
+            info = mlflow.pyfunc.log_model(
+                name="model",
+                python_model=str(here / "serving.py"),
+                artifacts={"bundle": str(bundle)},
+                code_paths=[str(here)],
+                pip_requirements=_requirements(),
+            )
+        return str(info.model_uri)
+
+    def _log(self, metrics: list[Metric]) -> None:
+        for start in range(0, len(metrics), MAX_METRICS):
+            self._client.log_batch(self.id, metrics=metrics[start : start + MAX_METRICS])
+
+    def log_trial(self, number: int, params: Mapping[str, Any], state: str, history: Sequence[Mapping[str, float]]) -> None:
+        """A trial of a search as a child run, with its parameters and curves."""
+        tags = _texts({"stage": "search", "trial": number, "trial.state": state})
+        with mlflow.start_run(run_name=f"trial {number}", nested=True, tags=tags) as active:
+            child = Run(self._client, active.info.run_id)
+            child.log_params(params)
+            child.log_epochs(history)
+
+
+@contextmanager
+def stage_run(stage: str, config: Config, tags: Mapping[str, Any] = {}) -> Iterator[Run]:
+    """One run of a stage, such as `train` or `evaluate@train`, with its parameters and where it came from.
+
+    A stage that fails, is interrupted or terminated leaves its run marked so.
+    """
+    connect(config.tracking)
+    entry = stage_entry(stage)
+    known = {"stage": stage.partition("@")[0], "stage.key": stage_key(entry), **_origin(), **tags}
+    with mlflow.start_run(run_name=stage, tags=_texts(known)) as active:
+        run = Run(MlflowClient(), active.info.run_id)
+        run.log_params(entry["params"])
+        yield run
+
+
+# --------------------------------------------------------------------------------------------------- where runs go
+
+
+def project_root() -> Path:
+    """The folder of the repository, also from the temporary copy in which a queued DVC experiment runs."""
+    return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
+
+
+def tracking_uri(tracking: Tracking) -> str:
+    """The variable MLFLOW_TRACKING_URI, else the parameter, else a database in the project."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or tracking.uri
+    return uri or f"sqlite:///{project_root() / 'mlflow.db'}"
+
+
+def connect(tracking: Tracking) -> None:
+    """Point MLflow at the database or server, made if it is the project's own; select the experiment."""
+    uri = tracking_uri(tracking)
+    root = project_root()
+    if uri == f"sqlite:///{root / 'mlflow.db'}":
+        _make_database(root / "mlflow.db")
+    mlflow.set_tracking_uri(uri)
+    try:
+        if mlflow.get_experiment_by_name(tracking.experiment) is None:
+            # A bare sqlite URI would put artifacts under whatever folder the process runs in.
+            location = (root / "mlruns").as_uri() if uri.startswith("sqlite:") else None
+            try:
+                mlflow.create_experiment(tracking.experiment, artifact_location=location)
+            except MlflowException:
+                if mlflow.get_experiment_by_name(tracking.experiment) is None:  # else another stage was faster
+                    raise
+        mlflow.set_experiment(tracking.experiment)
+    except MlflowException as error:
+        raise UserError(f"tracking: {_without_secret(uri)} does not answer: {str(error).splitlines()[0][:200]}") from None
+
+
+def _make_database(path: Path) -> None:
+    """A whole database or none: made under another name, behind a lock, then renamed."""
+    with FileLock(path.with_suffix(".lock")):
+        if path.exists():
+            return
+        temporary = path.with_suffix(".new")
+        temporary.unlink(missing_ok=True)
+        with _quiet():
+            MlflowClient(f"sqlite:///{temporary}").search_experiments(max_results=1)
+        os.replace(temporary, path)
+
+
+# --------------------------------------------------------------------------------------------- what a stage stands on
+
+
+def stage_entry(stage: str) -> dict[str, Any]:
+    """What DVC looks at to decide whether the stage is up to date: its params and its deps, with their content.
+
+    Shape: {"params": {dotted name: value}, "deps": {path: md5}}, as dvc.lock has it.
+    """
+    name, _, item = stage.partition("@")
+    declared = YAML(typ="safe", pure=True).load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"][name]
+    params = YAML(typ="safe", pure=True).load(Path("params.yaml").read_text(encoding="utf-8"))
+    flat = {}
+    for wanted in declared.get("params", []):
+        value = params
+        for key in wanted.split("."):
+            value = value[key]
+        flat |= flatten({wanted: value})
+    deps = [str(dep).replace("${item.model}", item) for dep in declared.get("deps", [])]
+    return {"params": flat, "deps": {dep: _content(Path(dep)) for dep in deps}}
+
+
+def stage_key(entry: Mapping[str, Any]) -> str:
+    """A hash of what `stage_entry` found: the same key, the same work."""
+    return hashlib.sha256(json.dumps(entry, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _content(path: Path) -> str:
+    """The sum that dvc.lock has for a file, or for a folder (of the sums of its files)."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "md5").hexdigest()
+    found = sorted((file.relative_to(path).as_posix(), file) for file in path.rglob("*") if file.is_file())
+    listing = [{"md5": _content(file), "relpath": name} for name, file in found]
+    return hashlib.md5(json.dumps(listing, sort_keys=True).encode()).hexdigest() + ".dir"
+
+
+def _origin() -> dict[str, str]:
+    """The commit, whether files differ from it, and the DVC experiment if there is one."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    tags = {"git.commit": git("rev-parse", "HEAD"), "git.dirty": str(bool(git("status", "--porcelain", "-uno"))).lower()}
+    tags["dvc.exp"] = os.environ.get("DVC_EXP_NAME", "")
+    return {name: value for name, value in tags.items() if value}
+
+
+# ------------------------------------------------------------------------------------------------------ the registry
+
+
+def register(name: str, bundle: Path, digest: str, tags: Mapping[str, Any], run: Run) -> int:
+    """Give the bundle a version under `name` with the alias `champion`; the same bundle keeps the version it has."""
+    client = MlflowClient()
+    version = next(
+        (v.version for v in client.search_model_versions(f"name = '{name}'") if v.tags.get("bundle.sha256") == digest), None
+    )
+    if version is None:
+        uri = run.log_model(bundle)
+        with _quiet():
+            version = mlflow.register_model(uri, name, tags=_texts({"bundle.sha256": digest, **tags})).version
+    client.set_registered_model_alias(name, "champion", version)
+    return int(version)
+
+
+def _requirements() -> list[str]:
+    """What the model needs where it is served, at the versions of this project."""
+    needed = ("mlflow", "torch", "torchmetrics", "pandas", "pandera", "pydantic", "ruamel.yaml", "safetensors", "scikit-learn")
+    pins = Path("constraints.txt").read_text(encoding="utf-8").split()
+    return [pin for pin in pins if pin.partition("==")[0].lower() in needed]
+
+
+def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(value) for name, value in values.items()}
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict | tuple) else str(value)
+
+
+def _now() -> int:
+    return mlflow.utils.time.get_current_time_millis()
+
+
+def _without_secret(uri: str) -> str:
+    return re.sub(r"//[^/@]*@", "//", uri)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """MLflow announces every database migration and model version."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
