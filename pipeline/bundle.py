@@ -92,7 +92,9 @@ def load_bundle(folder: Path) -> Bundle:
         HISTORY: files.sha256(folder / HISTORY),
     }.items():
         if sums.get(name) != found:
-            raise UserError(f"{folder / name} is not what was saved: its SHA-256 is {found[:12]}…, not {str(sums.get(name))[:12]}…")
+            raise UserError(
+                f"{folder / name} is not what was saved: its SHA-256 is {found[:12]}…, not {str(sums.get(name))[:12]}…"
+            )
     if body.get("format") != FORMAT:
         raise UserError(f"{folder} is a bundle of format {body.get('format')}; this version reads format {FORMAT}")
     try:

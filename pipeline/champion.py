@@ -70,17 +70,23 @@ def choose(scores: Mapping[str, Mapping[str, float]], register: Register, task: 
     metric, minimum = register.metric, register.minimum
     lines = []
     if metric.split(".")[-1] not in task_metrics(task):
-        lines.append(f"note: register.metric {metric} is none of {task}: the best val.{task_metrics(task)[0]} counts, without a minimum")
+        lines.append(
+            f"note: register.metric {metric} is none of {task}: the best val.{task_metrics(task)[0]} counts, without a minimum"
+        )
         metric, minimum = f"val.{task_metrics(task)[0]}", None
     known = {name: found[metric] for name, found in scores.items() if metric in found}
     if not known:
-        raise UserError(f"register.metric: no model has {metric}; there is {', '.join(sorted(set().union(*scores.values())))}")
+        raise UserError(
+            f"register.metric: no model has {metric}; there is {', '.join(sorted(set().union(*scores.values())))}"
+        )
     sign = 1 if lower_is_better(metric) else -1
     best = min(known, key=lambda name: sign * known[name])
     lines += [f"{name}: {metric} {score:.4f}{' (champion)' if name == best else ''}" for name, score in known.items()]
     if minimum is not None and sign * known[best] > sign * minimum:
         side = "above" if lower_is_better(metric) else "below"
-        raise UserError(f"register: the best {metric}, {known[best]:.4f} of {best}, is {side} register.minimum {minimum:g}; nothing was registered")
+        raise UserError(
+            f"register: the best {metric}, {known[best]:.4f} of {best}, is {side} register.minimum {minimum:g}; nothing was registered"
+        )
     return Choice(best, metric, known[best], lines)
 
 
@@ -111,7 +117,11 @@ def model_card(
         domain=f"The transfer domain is {_cell(str(transfer))}." if transfer else "There is no transfer domain.",
         metrics="\n".join(f"| {' | '.join(cells)} |" for cells in table),
         notes="`test` are rows of the source domain, `transfer` of the transfer domain, `val` the rows it was chosen on."
-        + (" Losses are of the standardised target; other errors are in its own units." if target.task == "regression" else ""),
+        + (
+            " Losses are of the standardised target; other errors are in its own units."
+            if target.task == "regression"
+            else ""
+        ),
         params="\n".join(f"| `{name}` | {_cell(str(value))} |" for name, value in bundle.params.items()),
     )
 
@@ -120,5 +130,9 @@ def _cell(text: str) -> str:
     """Text from a table, as Markdown shows it and never reads it."""
     plain = " ".join(text.split())
     for special in "\\`|<>[]*_{}":
-        plain = plain.replace(special, f"\\{special}") if special not in "<>" else plain.replace(special, "&lt;" if special == "<" else "&gt;")
+        plain = (
+            plain.replace(special, f"\\{special}")
+            if special not in "<>"
+            else plain.replace(special, "&lt;" if special == "<" else "&gt;")
+        )
     return plain

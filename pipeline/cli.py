@@ -1,4 +1,4 @@
-"""Commands that are not stages: `python -m pipeline predict | adopt | show`."""
+"""Commands that are not stages: `python -m pipeline predict | adopt | show | ui`."""
 
 import argparse
 from pathlib import Path
@@ -25,6 +25,10 @@ def main() -> None:
 
     command = commands.add_parser("show", help="what each model is worth, and where to look next")
     command.set_defaults(call=lambda a: show())
+
+    command = commands.add_parser("ui", help="the MLflow UI on this project's runs")
+    command.add_argument("--port", type=int, default=5000)
+    command.set_defaults(call=lambda a: ui(a.port))
 
     arguments = parser.parse_args()
     console.run(lambda: arguments.call(arguments))
@@ -85,12 +89,20 @@ def show() -> None:
     rows = {name: load_scores(Path("reports") / name) for name in ("baseline", "train", "search", "finetune")}
     rows["trees"] = rows["baseline"]
     rows["constant"] = {
-        key.removeprefix("constant."): value for key, value in rows.pop("baseline").items() if key.startswith("constant.")
+        key.removeprefix("constant."): value
+        for key, value in rows.pop("baseline").items()
+        if key.startswith("constant.")
     }
     for name, scores in rows.items():
         table.add_row(name, *(f"{scores[column]:.4f}" if column in scores else "-" for column in columns))
     out = Console()
     out.print(table)
-    out.print("Next: make ui (compare runs), dvc plots show, reports/*/*.png, models/champion/README.md", highlight=False)
+    out.print(
+        "Next: make ui (compare runs), dvc plots show, reports/*/*.png, models/champion/README.md", highlight=False
+    )
 
 
+def ui(port: int) -> None:
+    from pipeline import tracking
+
+    tracking.serve(config.load().tracking, port)

@@ -47,7 +47,9 @@ class Csv(Section):
         try:
             "".encode(self.encoding)
         except LookupError:
-            raise ValueError(f"encoding must be one that Python knows, such as utf-8 or latin-1, got {self.encoding!r}") from None
+            raise ValueError(
+                f"encoding must be one that Python knows, such as utf-8 or latin-1, got {self.encoding!r}"
+            ) from None
         return self
 
 
@@ -354,10 +356,10 @@ def _check_space(config: Config) -> None:
 
 
 def _whole(self) -> Self:
-        total = self.train + self.val + self.test
-        if abs(total - 1) > 1e-6:
-            raise ValueError(f"train + val + test must be 1, got {total:g}")
-        return self
+    total = self.train + self.val + self.test
+    if abs(total - 1) > 1e-6:
+        raise ValueError(f"train + val + test must be 1, got {total:g}")
+    return self
 
 
 class Transfer(Section):
@@ -522,7 +524,9 @@ class Config(Section):
                     raise ValueError(f"{name} has no meaning for data.task regression")
         if self.register_.metric.split(".")[-1] not in task_metrics(self.data.task):
             known = ", ".join(task_metrics(self.data.task))
-            raise ValueError(f"register.metric must be one of {known} for data.task {self.data.task}, got {self.register_.metric}")
+            raise ValueError(
+                f"register.metric must be one of {known} for data.task {self.data.task}, got {self.register_.metric}"
+            )
         return self
 
     def replace(self, values: Mapping[str, Any]) -> "Config":

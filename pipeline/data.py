@@ -101,7 +101,9 @@ def split_rows(table: pd.DataFrame, codes: np.ndarray | None, split: Split, seed
     for name in SPLITS:
         need = 2 if name == "train" else 1
         if (parts == name).sum() < need:
-            raise UserError(f"data.split leaves {(parts == name).sum()} of {len(table)} rows for {name}, which needs {need}")
+            raise UserError(
+                f"data.split leaves {(parts == name).sum()} of {len(table)} rows for {name}, which needs {need}"
+            )
     return {name: np.flatnonzero(parts == name) for name in SPLITS}
 
 

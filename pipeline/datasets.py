@@ -117,9 +117,13 @@ def _unpacked(source: str, content: bytes) -> tuple[str, bytes]:
                 return name.removesuffix(".xz"), lzma.decompress(content)
             case ".zip":
                 with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                    members = [m for m in archive.namelist() if Path(m.lower()).suffix in _SUFFIXES and "__MACOSX" not in m]
+                    members = [
+                        m for m in archive.namelist() if Path(m.lower()).suffix in _SUFFIXES and "__MACOSX" not in m
+                    ]
                     if len(members) != 1:
-                        raise UserError(f"{source} must hold one table, found {len(members)}: {', '.join(members[:5]) or 'none'}")
+                        raise UserError(
+                            f"{source} must hold one table, found {len(members)}: {', '.join(members[:5]) or 'none'}"
+                        )
                     return members[0].lower(), archive.read(members[0])
     except (OSError, EOFError, zipfile.BadZipFile, lzma.LZMAError, RuntimeError) as error:
         raise UserError(f"{source} is not a whole {Path(name).suffix} file: {error}") from None
@@ -146,7 +150,9 @@ def _csv(source: str, name: str, content: bytes, options: Csv) -> pd.DataFrame:
         text = content.decode(encoding)
     except UnicodeError as error:
         where = f" (byte {error.start})" if isinstance(error, UnicodeDecodeError) else ""
-        raise UserError(f"{source} is not {options.encoding} text{where}: name its encoding in data.csv.encoding, such as latin-1") from None
+        raise UserError(
+            f"{source} is not {options.encoding} text{where}: name its encoding in data.csv.encoding, such as latin-1"
+        ) from None
     if not text.strip():
         raise UserError(f"{source} is empty")
     if options.separator != "auto":
@@ -166,7 +172,9 @@ def _sniff(text: str) -> str:
 
     def columns(delimiter: str) -> int:
         try:
-            widths = Counter(len(row) for row in csv.reader(lines[: max(1, len(lines) - 1)], delimiter=delimiter) if row)
+            widths = Counter(
+                len(row) for row in csv.reader(lines[: max(1, len(lines) - 1)], delimiter=delimiter) if row
+            )
         except csv.Error:
             return 0
         # A ragged row among the first lines must not hide the delimiter, only a delimiter that fits no line the same way.

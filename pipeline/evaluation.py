@@ -37,7 +37,9 @@ def report(outputs: Tensor, y: Tensor, target: Target) -> Report:
     roc, pr = _curves(predicted, y, target)
     confusion = _confusion(predicted, y, target)
     each = {"predictions": _each(predicted, y, target)}
-    return Report(scores, each | {"confusion": confusion, "roc": roc, "pr": pr, "calibration": _calibration(predicted, y)})
+    return Report(
+        scores, each | {"confusion": confusion, "roc": roc, "pr": pr, "calibration": _calibration(predicted, y)}
+    )
 
 
 def evaluate(outputs: Callable[[str, str], Tensor], target: Target, learned: Schema) -> Report:
@@ -129,5 +131,7 @@ def _calibration(predicted: Tensor, y: Tensor) -> pd.DataFrame:
 
 def summary(name: str, scores: Mapping[str, float]) -> str:
     """The test scores of a model in a line."""
-    shown = {key: score for key, score in scores.items() if key.startswith(("test.", "transfer.")) and ".val." not in key}
+    shown = {
+        key: score for key, score in scores.items() if key.startswith(("test.", "transfer.")) and ".val." not in key
+    }
     return f"{name}: " + "  ".join(f"{key} {score:.4f}" for key, score in shown.items())

@@ -57,7 +57,9 @@ def confusion(axes: Axes, table: pd.DataFrame) -> None:
         axes.set_yticks(range(len(labels)), labels)
         for (row, column), count in np.ndenumerate(counts):
             colour = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, f"{count:,}", ha="center", va="center", color=colour, fontsize=9 if len(labels) < 8 else 6)
+            axes.text(
+                column, row, f"{count:,}", ha="center", va="center", color=colour, fontsize=9 if len(labels) < 8 else 6
+            )
 
 
 def curves(axes: Axes, table: pd.DataFrame, xlabel: str, ylabel: str) -> None:
@@ -82,7 +84,9 @@ def residuals(axes: Axes, table: pd.DataFrame) -> None:
     axes.set(xlabel="predicted", ylabel="actual - predicted", title="Residuals")
 
 
-def save_search(folder: Path, trials: pd.DataFrame, best_so_far: pd.Series, importances: Mapping[str, float], log: set[str]) -> None:
+def save_search(
+    folder: Path, trials: pd.DataFrame, best_so_far: pd.Series, importances: Mapping[str, float], log: set[str]
+) -> None:
     """`history.png`, `importance.png` and `slice.png` of a search.
 
     `trials` has the columns trial, state, the score, best_epoch, and then the searched parameters; those in `log` are

@@ -89,7 +89,9 @@ def prepare(table: pd.DataFrame, second: pd.DataFrame | None, data: Data, seed: 
     columns = schemas.learn_columns(table, splits["train"], data)
     schema = Schema(columns=columns, target=target, transfer_target=transfer_target, rows=counts, notes=tuple(notes))
     if not schema.features:
-        raise UserError("no column is left to learn from: " + "; ".join(f"{c.name!r} is {c.reason}" for c in columns[:5]))
+        raise UserError(
+            "no column is left to learn from: " + "; ".join(f"{c.name!r} is {c.reason}" for c in columns[:5])
+        )
 
     features = schemas.check(table, schema, "data.source")
     domains = {"source": Domain(features, _encoded(table, target), splits)}
@@ -117,7 +119,9 @@ def _transfer_rows(table: pd.DataFrame, transfer: Transfer | None) -> tuple[np.n
     if transfer is None or transfer.column is None:
         return nothing, []
     if transfer.column not in table.columns:
-        return nothing, [f"data.transfer.column {transfer.column!r} is no column of this table: there is no transfer domain"]
+        return nothing, [
+            f"data.transfer.column {transfer.column!r} is no column of this table: there is no transfer domain"
+        ]
     found = canonical(table[transfer.column]).isin([canonical_value(value) for value in transfer.values]).to_numpy()
     if not found.any():
         raise UserError(f"data.transfer: no row has {transfer.column!r} in {list(transfer.values)}")
@@ -139,7 +143,9 @@ def _of_training_rows(table: pd.DataFrame, splits: dict[str, np.ndarray], target
     if len(absent):
         label = target.classes[absent[0]]
         everywhere = int((canonical(table[target.name]) == canonical_value(label)).sum())
-        raise UserError(f"data.split: class {label!r} ({everywhere} rows) is missing from training; split by random, or drop its rows")
+        raise UserError(
+            f"data.split: class {label!r} ({everywhere} rows) is missing from training; split by random, or drop its rows"
+        )
     return target
 
 

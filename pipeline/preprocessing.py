@@ -69,7 +69,9 @@ def fit(table: pd.DataFrame, schema: Schema, scaling: Scaling) -> Preprocessor:
         return Preprocessor(scaling, {})
     scaler = _new_scaler(scaling, len(raw)).fit(raw)
     fitted = {name: np.nan_to_num(np.asarray(getattr(scaler, name), np.float64), nan=0.0) for name in _FITTED[scaling]}
-    return Preprocessor(scaling, {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in fitted.items()})
+    return Preprocessor(
+        scaling, {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in fitted.items()}
+    )
 
 
 def _new_scaler(scaling: Scaling, n_rows: int) -> Any:

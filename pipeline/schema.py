@@ -131,7 +131,9 @@ def canonical(values: pd.Series) -> pd.Series:
     if isinstance(values.dtype, pd.CategoricalDtype):
         names = canonical(pd.Series(values.cat.categories))
         # Two categories, such as 1 and "1", may become one: through codes, not through a renamed dtype.
-        return pd.Series(names.to_numpy(object)[values.cat.codes], index=values.index, dtype="str").where(values.notna())
+        return pd.Series(names.to_numpy(object)[values.cat.codes], index=values.index, dtype="str").where(
+            values.notna()
+        )
     unique = pd.unique(values.dropna())
     names = {value: canonical_value(value) for value in unique}
     return values.map(names).astype("str").where(values.notna())
@@ -186,12 +188,16 @@ def learn_target(values: pd.Series, task: Task) -> Target:
         numbers = values.to_numpy(np.float64)
         return Target(name=name, task=task, mean=float(numbers.mean()), std=float(numbers.std()))
     if n_values == 1:
-        raise UserError(f"data.target: {name!r} has one class, {values.iloc[0]!r}, in every row; there is nothing to learn")
+        raise UserError(
+            f"data.target: {name!r} has one class, {values.iloc[0]!r}, in every row; there is nothing to learn"
+        )
     if task == "binary" and n_values != 2:
         raise UserError(f"data.task is binary, but {name!r} has {n_values} classes ({_sample(values)}): multiclass?")
     if len(values) < MIN_ROWS_A_LABEL * n_values:
         kind = "regression?" if numeric else "is it an id?"
-        raise UserError(f"data.task is {task}, but {name!r} has {n_values} different values in {len(values)} rows: {kind}")
+        raise UserError(
+            f"data.task is {task}, but {name!r} has {n_values} different values in {len(values)} rows: {kind}"
+        )
     return Target(name=name, task=task, classes=_labels(values))
 
 
@@ -254,7 +260,7 @@ def _learn_column(whole: pd.Series, train: np.ndarray, data: Data) -> Column:
     if dtypes.is_datetime64_any_dtype(values.dtype):
         midnight = (present.dt.normalize() == present).all()
         return column("datetime", "dates", parts=("date",) if midnight else ("date", "time"))
-    if dtypes.is_bool_dtype(present.dtype) or present.map(type).eq(bool).all():
+    if dtypes.is_bool_dtype(present.dtype) or (present.dtype == object and present.map(type).eq(bool).all()):
         return column("categorical", "true or false", categories=_categories(values, data))
     if dtypes.is_numeric_dtype(values.dtype):
         if n_values <= MAX_INTEGER_CATEGORIES and _stored_whole(whole):
@@ -344,7 +350,9 @@ def check(table: pd.DataFrame, schema: Schema, where: str) -> pd.DataFrame:
     absent = [name for name in names if name not in table.columns]
     if absent:
         more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
-        raise UserError(f"{where} lacks the column {absent[0]!r}{more}{_nearest(absent[0], [str(c) for c in table.columns])}")
+        raise UserError(
+            f"{where} lacks the column {absent[0]!r}{more}{_nearest(absent[0], [str(c) for c in table.columns])}"
+        )
     rules = {
         column.name: pandera.Column(
             parsers=pandera.Parser(_parser(column)),
@@ -357,10 +365,14 @@ def check(table: pd.DataFrame, schema: Schema, where: str) -> pd.DataFrame:
     try:
         return pandera.DataFrameSchema(rules).validate(features.reset_index(drop=True), lazy=True)
     except _Unreadable as error:
-        raise UserError(f"{where}, row {error.row + 1}: {error.column!r} must be {error.rule}, got {error.value!r}") from None
+        raise UserError(
+            f"{where}, row {error.row + 1}: {error.column!r} must be {error.rule}, got {error.value!r}"
+        ) from None
     except SchemaErrors as error:
         case = error.failure_cases.iloc[0]
-        raise UserError(f"{where}, row {int(case['index']) + 1}: {case['column']!r} must be finite, got {case['failure_case']}") from None
+        raise UserError(
+            f"{where}, row {int(case['index']) + 1}: {case['column']!r} must be finite, got {case['failure_case']}"
+        ) from None
 
 
 class _Unreadable(Exception):
@@ -424,4 +436,8 @@ def unseen(table: pd.DataFrame, schema: Schema) -> dict[str, pd.Series]:
 
 def _nearest(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, [str(column) for column in known], n=3, cutoff=0.4)
-    return f"; did you mean {' or '.join(map(repr, near))}?" if near else f"; it has {', '.join(map(repr, list(known)[:8]))}"
+    return (
+        f"; did you mean {' or '.join(map(repr, near))}?"
+        if near
+        else f"; it has {', '.join(map(repr, list(known)[:8]))}"
+    )

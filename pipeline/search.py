@@ -37,7 +37,10 @@ class Trial:
     history: tuple[Epoch, ...]
 
     def line(self) -> str:
-        drawn = ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in self.params.items())
+        drawn = ", ".join(
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in self.params.items()
+        )
         return f"trial {self.number}: {'diverged' if self.score is None else f'{self.score:.4f}'} with {drawn}"
 
 
@@ -101,7 +104,9 @@ def search(
         on_trial(trial)
     complete = [trial for trial in trials if trial.score is not None]
     if not complete:
-        raise UserError(f"search: the loss diverged in each of the {len(trials)} trials: lower the upper end of train.lr in search.space")
+        raise UserError(
+            f"search: the loss diverged in each of the {len(trials)} trials: lower the upper end of train.lr in search.space"
+        )
     sign = 1 if lower_is_better(metric) else -1
     best = min(complete, key=lambda trial: sign * (trial.score or 0.0))  # the first of equals
     return Search(trials, metric, best, _importances(study, config.seed))

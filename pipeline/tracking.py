@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow
 from filelock import FileLock
@@ -95,7 +97,9 @@ class Run:
         for start in range(0, len(metrics), MAX_METRICS):
             self._client.log_batch(self.id, metrics=metrics[start : start + MAX_METRICS])
 
-    def log_trial(self, number: int, params: Mapping[str, Any], state: str, history: Sequence[Mapping[str, float]]) -> None:
+    def log_trial(
+        self, number: int, params: Mapping[str, Any], state: str, history: Sequence[Mapping[str, float]]
+    ) -> None:
         """A trial of a search as a child run, with its parameters and curves."""
         tags = _texts({"stage": "search", "trial": number, "trial.state": state})
         with mlflow.start_run(run_name=f"trial {number}", nested=True, tags=tags) as active:
@@ -151,7 +155,35 @@ def connect(tracking: Tracking) -> None:
                     raise
         mlflow.set_experiment(tracking.experiment)
     except MlflowException as error:
-        raise UserError(f"tracking: {_without_secret(uri)} does not answer: {str(error).splitlines()[0][:200]}") from None
+        raise UserError(
+            f"tracking: {_without_secret(uri)} does not answer: {str(error).splitlines()[0][:200]}"
+        ) from None
+
+
+def serve(tracking: Tracking, port: int) -> None:
+    """The MLflow UI on the project's runs, on loopback only, until it is interrupted.
+
+    Raises `UserError` if the runs are on a server, which has a UI of its own.
+    """
+    uri = tracking_uri(tracking)
+    if uri.startswith(("http://", "https://")):
+        raise UserError(f"the runs of this project are on a server: open {_without_secret(uri)}")
+    connect(tracking)
+    print(f"MLflow UI: http://127.0.0.1:{port} in some 20 seconds (Ctrl-C ends it)", flush=True)
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+    command = [
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        uri,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
+    os.execv(sys.executable, [sys.executable, "-m", *command])
 
 
 def _make_database(path: Path) -> None:
@@ -209,7 +241,10 @@ def _origin() -> dict[str, str]:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else ""
 
-    tags = {"git.commit": git("rev-parse", "HEAD"), "git.dirty": str(bool(git("status", "--porcelain", "-uno"))).lower()}
+    tags = {
+        "git.commit": git("rev-parse", "HEAD"),
+        "git.dirty": str(bool(git("status", "--porcelain", "-uno"))).lower(),
+    }
     tags["dvc.exp"] = os.environ.get("DVC_EXP_NAME", "")
     return {name: value for name, value in tags.items() if value}
 
@@ -221,7 +256,8 @@ def register(name: str, bundle: Path, digest: str, tags: Mapping[str, Any], run:
     """Give the bundle a version under `name` with the alias `champion`; the same bundle keeps the version it has."""
     client = MlflowClient()
     version = next(
-        (v.version for v in client.search_model_versions(f"name = '{name}'") if v.tags.get("bundle.sha256") == digest), None
+        (v.version for v in client.search_model_versions(f"name = '{name}'") if v.tags.get("bundle.sha256") == digest),
+        None,
     )
     if version is None:
         uri = run.log_model(bundle)
@@ -233,7 +269,17 @@ def register(name: str, bundle: Path, digest: str, tags: Mapping[str, Any], run:
 
 def _requirements() -> list[str]:
     """What the model needs where it is served, at the versions of this project."""
-    needed = ("mlflow", "torch", "torchmetrics", "pandas", "pandera", "pydantic", "ruamel.yaml", "safetensors", "scikit-learn")
+    needed = (
+        "mlflow",
+        "torch",
+        "torchmetrics",
+        "pandas",
+        "pandera",
+        "pydantic",
+        "ruamel.yaml",
+        "safetensors",
+        "scikit-learn",
+    )
     pins = Path("constraints.txt").read_text(encoding="utf-8").split()
     return [pin for pin in pins if pin.partition("==")[0].lower() in needed]
 

@@ -41,12 +41,14 @@ class Fit:
 def use(device: str, threads: int) -> torch.device:
     """Set the threads of torch; the device that `device` names. Raises `UserError` for cuda where there is none."""
     torch.set_num_threads(threads)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device is cuda, but torch finds no GPU here: set device to auto or cpu")
+    if device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")  # where the operations used here are deterministic as they are
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a check for bugs that costs time at every dropout
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device is cuda, but torch finds no GPU here: set device to auto or cpu")
-    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    return torch.device("cuda")
 
 
 def fit(
@@ -77,7 +79,9 @@ def fit(
     for epoch in range(1, settings.epochs + 1):
         order = generator(seed, epoch)
         draws = generator(seed, epoch, 1, device=device)
-        shares = np.random.default_rng((seed, epoch, 2)).beta(settings.augment.mixup or 1, settings.augment.mixup or 1, steps)
+        shares = np.random.default_rng((seed, epoch, 2)).beta(
+            settings.augment.mixup or 1, settings.augment.mixup or 1, steps
+        )
         _draw_dropout_from(network, draws)
         network.train()
         total_loss = torch.zeros((), device=device)
@@ -99,7 +103,10 @@ def fit(
                 loss = objective(outputs, batch.y)
             optimizer.zero_grad()
             loss.backward()
-            total_norm += nn.utils.clip_grad_norm_(trained, settings.clip or math.inf)
+            norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+            if settings.clip is not None:
+                nn.utils.clip_grads_with_norm_(trained, settings.clip, norm)
+            total_norm += norm
             optimizer.step()
             total_loss += loss.detach() * len(rows)
             predicted.append(_point(outputs.detach(), target))
@@ -110,7 +117,9 @@ def fit(
         row |= _named("val", evaluate(network, val, target))
         row |= {"lr": optimizer.param_groups[0]["lr"], "grad_norm": float(total_norm) / steps}
         if not (math.isfinite(row["train_loss"]) and math.isfinite(row["val_loss"])):
-            raise Diverged(f"the loss is no longer finite in epoch {epoch} at lr {row['lr']:g}: try a smaller train.lr, or train.clip")
+            raise Diverged(
+                f"the loss is no longer finite in epoch {epoch} at lr {row['lr']:g}: try a smaller train.lr, or train.clip"
+            )
         history.append(row)
         if row["val_loss"] < best_loss:
             best_loss, best_epoch, best_state = row["val_loss"], epoch, _copy(network)

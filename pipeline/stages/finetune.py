@@ -42,12 +42,18 @@ def main() -> None:
             for name, model in compared.items()
             for metric, score in training.evaluate(model, test, target).items()
         }
-        print("on the transfer domain's test rows:", *(f"{name} {score:.4f}" for name, score in scores.items()), sep="\n  ")
+        print(
+            "on the transfer domain's test rows:",
+            *(f"{name} {score:.4f}" for name, score in scores.items()),
+            sep="\n  ",
+        )
 
         params = trained.params | config.flatten({"finetune": settings.finetune.model_dump(mode="json")})
         save_bundle(FOLDER, replace(trained, network=network, target=target, params=params), fitted.history)
         files.write_json(FOLDER / "transfer.json", scores)
-        run.log_metrics({"best.epoch": fitted.best_epoch, **{f"transfer.{name}": score for name, score in scores.items()}})
+        run.log_metrics(
+            {"best.epoch": fitted.best_epoch, **{f"transfer.{name}": score for name, score in scores.items()}}
+        )
         run.log_model(FOLDER)
 
 
