@@ -67,9 +67,10 @@ def choose(scores: Mapping[str, Mapping[str, float]], register: Register, task: 
     A metric of another task gives way to the task's first one, and `minimum` with it. Raises `UserError` if the best
     is below `register.minimum` (above it, for an error).
     """
-    metric, minimum = register.metric, register.minimum
+    metric: str = register.metric
+    minimum: float | None = register.minimum
     lines = []
-    if metric.split(".")[-1] not in task_metrics(task):
+    if metric.rsplit(".", maxsplit=1)[-1] not in task_metrics(task):
         lines.append(
             f"note: register.metric {metric} is none of {task}: the best val.{task_metrics(task)[0]} counts, without a minimum"
         )

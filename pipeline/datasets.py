@@ -155,10 +155,8 @@ def _csv(source: str, name: str, content: bytes, options: Csv) -> pd.DataFrame:
         ) from None
     if not text.strip():
         raise UserError(f"{source} is empty")
-    if options.separator != "auto":
-        delimiter = options.separator
-    else:
-        delimiter = "\t" if name.endswith(".tsv") else _sniff(text)
+    sniffed = "\t" if name.endswith(".tsv") else _sniff(text)
+    delimiter = sniffed if options.separator == "auto" else options.separator
     _check_shape(source, io.StringIO(text, newline=""), delimiter)
     try:
         return pd.read_csv(io.StringIO(text), sep=delimiter, decimal=options.decimal, index_col=False, low_memory=False)

@@ -5,5 +5,5 @@ class UserError(ValueError):
     """Names the place, the rule and the value in one line; ends in exit status 1, never in a traceback."""
 
 
-class Diverged(UserError):
+class DivergedError(UserError):
     """The loss left the numbers: it became NaN or infinite."""

@@ -26,7 +26,7 @@ def replacing(path: Path) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         _flush(temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
     _flush(path.parent)
 
 

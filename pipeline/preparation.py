@@ -10,11 +10,10 @@ import torch
 from pipeline import files, preprocessing
 from pipeline import schema as schemas
 from pipeline.config import Data, Transfer
-from pipeline.data import PREPARED, SPLITS, TabularData, save_split, split_rows
+from pipeline.data import PREPARED, TabularData, save_split, split_rows
 from pipeline.errors import UserError
 from pipeline.preprocessing import Preprocessor
 from pipeline.schema import Schema, Target, canonical, canonical_value
-
 
 MAX_SHOWN = 30  # columns of a kind that are printed
 
@@ -165,7 +164,7 @@ def _encoded(table: pd.DataFrame, target: Target) -> np.ndarray:
 
 def describe(learned: Schema) -> str:
     """What was inferred, for a person to read."""
-    kinds = {kind: learned.of_kind(kind) for kind in ("numeric", "categorical", "datetime", "drop")}  # type: ignore[arg-type]
+    kinds = {kind: learned.of_kind(kind) for kind in ("numeric", "categorical", "datetime", "drop")}
     lines = [f"rows: {', '.join(f'{name} {n:,}' for name, n in learned.rows.items())}"]
     lines += [f"note: {note}" for note in learned.notes]
     for kind, columns in kinds.items():

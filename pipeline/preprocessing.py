@@ -94,7 +94,7 @@ def save_preprocessor(path: Path, preprocessor: Preprocessor) -> None:
 
 def load_preprocessor(path: Path) -> Preprocessor:
     with safe_open(path, framework="pt") as file:
-        numbers = {name: file.get_tensor(name) for name in file.keys()}
+        numbers = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
         return Preprocessor(json.loads(file.metadata()["preprocessor"]), numbers)
 
 
@@ -124,7 +124,7 @@ def _moment_features(moments: pd.Series, part: Part) -> list[np.ndarray]:
 
 def indicators(table: pd.DataFrame, schema: Schema) -> np.ndarray:
     """[n, d] of 0 and 1: which values are missing, for the numbers and dates that had missing values in training."""
-    known = [c.name for kind in ("numeric", "datetime") for c in schema.of_kind(kind) if c.missing]  # type: ignore[arg-type]
+    known = [c.name for kind in ("numeric", "datetime") for c in schema.of_kind(kind) if c.missing]
     return table[known].isna().to_numpy(np.float32)
 
 

@@ -135,8 +135,8 @@ def canonical(values: pd.Series) -> pd.Series:
             values.notna()
         )
     unique = pd.unique(values.dropna())
-    names = {value: canonical_value(value) for value in unique}
-    return values.map(names).astype("str").where(values.notna())
+    spelled = {value: canonical_value(value) for value in unique}
+    return values.map(spelled).astype("str").where(values.notna())
 
 
 def canonical_value(value: Any) -> str:
@@ -163,7 +163,7 @@ def check_names(table: pd.DataFrame, data: Data) -> None:
         for name in names:
             if name not in table.columns:
                 raise UserError(f"{key}: the table has no column {name!r}{_nearest(name, list(table.columns))}")
-    if data.split.by == f"time:{data.target}" or data.split.by == f"group:{data.target}":
+    if data.split.by in (f"time:{data.target}", f"group:{data.target}"):
         raise UserError(f"data.split.by must name another column than the target, got {data.split.by}")
 
 
@@ -209,7 +209,7 @@ def _labels(values: pd.Series) -> tuple[Scalar, ...]:
         first.setdefault(canonical_value(plain), plain if isinstance(plain, bool | int | float | str) else str(plain))
     labels = list(first.values())
     if all(isinstance(label, int | float) for label in labels):
-        return tuple(sorted(labels, key=lambda label: float(label)))
+        return tuple(sorted(labels, key=float))
     return tuple(sorted(labels, key=canonical_value))
 
 
@@ -260,7 +260,9 @@ def _learn_column(whole: pd.Series, train: np.ndarray, data: Data) -> Column:
     if dtypes.is_datetime64_any_dtype(values.dtype):
         midnight = (present.dt.normalize() == present).all()
         return column("datetime", "dates", parts=("date",) if midnight else ("date", "time"))
-    if dtypes.is_bool_dtype(present.dtype) or (present.dtype == object and present.map(type).eq(bool).all()):
+    if dtypes.is_bool_dtype(present.dtype) or (
+        present.dtype == object and all(isinstance(value, bool) for value in present)
+    ):
         return column("categorical", "true or false", categories=_categories(values, data))
     if dtypes.is_numeric_dtype(values.dtype):
         if n_values <= MAX_INTEGER_CATEGORIES and _stored_whole(whole):
@@ -364,7 +366,7 @@ def check(table: pd.DataFrame, schema: Schema, where: str) -> pd.DataFrame:
     features = table[names]
     try:
         return pandera.DataFrameSchema(rules).validate(features.reset_index(drop=True), lazy=True)
-    except _Unreadable as error:
+    except _UnreadableError as error:
         raise UserError(
             f"{where}, row {error.row + 1}: {error.column!r} must be {error.rule}, got {error.value!r}"
         ) from None
@@ -375,7 +377,7 @@ def check(table: pd.DataFrame, schema: Schema, where: str) -> pd.DataFrame:
         ) from None
 
 
-class _Unreadable(Exception):
+class _UnreadableError(Exception):
     def __init__(self, values: pd.Series, bad: pd.Series, rule: str) -> None:
         self.row = int(np.argmax(bad.to_numpy()))
         self.column, self.value, self.rule = str(values.name), str(values.iloc[self.row])[:80], rule
@@ -397,25 +399,23 @@ def _numbers(values: pd.Series, missing_texts: tuple[str, ...]) -> pd.Series:
     if missing_texts:
         plain = plain.mask(plain.isin(list(missing_texts)))
     if dtypes.is_datetime64_any_dtype(plain.dtype):
-        raise _Unreadable(values, plain.notna(), "a number")
+        raise _UnreadableError(values, plain.notna(), "a number")
     if dtypes.is_bool_dtype(plain.dtype):
         return plain.astype("float64")
     numbers = pd.to_numeric(plain, errors="coerce").astype("float64")
     bad = numbers.isna() & plain.notna()
     if bad.any():
-        raise _Unreadable(values, bad, "a number")
+        raise _UnreadableError(values, bad, "a number")
     return numbers
 
 
 def _moments(values: pd.Series, date_format: str | None) -> pd.Series:
     plain, _ = _plain(values)
-    if date_format is None or dtypes.is_datetime64_any_dtype(plain.dtype):
-        moments = pd.to_datetime(plain, errors="coerce", utc=True, format=None if date_format is None else "ISO8601")
-    else:
-        moments = pd.to_datetime(canonical(plain), errors="coerce", utc=True, format=date_format)
+    text = plain if dtypes.is_datetime64_any_dtype(plain.dtype) else canonical(plain)
+    moments: pd.Series = pd.to_datetime(text, errors="coerce", utc=True, format=date_format or "ISO8601")
     bad = moments.isna() & plain.notna()
     if bad.any():
-        raise _Unreadable(values, bad, f"a date or time as {date_format or 'ISO8601'}")
+        raise _UnreadableError(values, bad, f"a date or time as {date_format or 'ISO8601'}")
     return moments
 
 

@@ -13,11 +13,12 @@ import optuna
 import pandas as pd
 import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from pipeline.config import Config, Space, flatten, lower_is_better, task_metrics
 from pipeline.data import TabularData, generator
-from pipeline.errors import Diverged, UserError
+from pipeline.errors import DivergedError, UserError
 from pipeline.model import build_network
 from pipeline.schema import Schema
 from pipeline.training import Epoch, Fit, fit
@@ -78,7 +79,7 @@ def search(
     """
     metric = f"val_{task_metrics(config.data.task)[0]}"
     space = {name: distribution(item, whole=_is_whole(config, name)) for name, item in config.search.space.items()}
-    direction = "minimize" if lower_is_better(metric) else "maximize"
+    direction = StudyDirection.MINIMIZE if lower_is_better(metric) else StudyDirection.MAXIMIZE
     study = optuna.create_study(direction=direction, pruner=optuna.pruners.NopPruner())
     n_trials = config.search.n_trials
     if config.search.sampler == "grid":
@@ -93,7 +94,7 @@ def search(
         params = {name: _value(config.search.space[name], asked.params[name]) for name in space}
         try:
             outcome = evaluate(config.replace(params))
-        except Diverged:
+        except DivergedError:
             study.tell(asked, state=TrialState.FAIL)
             trial = Trial(number, params, "failed", None, None, ())
         else:
@@ -128,22 +129,23 @@ def evaluator(train: TabularData, val: TabularData, learned: Schema) -> Callable
 def distribution(space: Space, whole: bool) -> BaseDistribution:
     if space.choices is not None:
         return CategoricalDistribution(range(len(space.choices)))  # places: Optuna's choices cannot be lists
-    assert space.low is not None and space.high is not None
+    low, high = space.ends
     if whole:
-        return IntDistribution(int(space.low), int(space.high), log=space.log)
-    return FloatDistribution(space.low, space.high, log=space.log)
+        return IntDistribution(int(low), int(high), log=space.log)
+    return FloatDistribution(low, high, log=space.log)
 
 
 def grid(space: Space, dist: BaseDistribution) -> list[Any]:
     """The points of a parameter: its choices, or `steps` values evenly from low to high."""
     if space.choices is not None:
         return list(range(len(space.choices)))
-    assert space.low is not None and space.high is not None and space.steps is not None
-    points = (np.geomspace if space.log else np.linspace)(space.low, space.high, space.steps)
+    assert space.steps is not None  # as config checks
+    low, high = space.ends
+    points = (np.geomspace if space.log else np.linspace)(low, high, space.steps)
     if isinstance(dist, IntDistribution):
         return sorted({round(float(point)) for point in points})
     # Rounded, since 10**-k by way of logarithms is off in its last digits; the ends stay inside the range.
-    return [min(max(float(f"{point:.12g}"), space.low), space.high) for point in points]
+    return [min(max(float(f"{point:.12g}"), low), high) for point in points]
 
 
 def _is_whole(config: Config, name: str) -> bool:

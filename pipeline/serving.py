@@ -5,11 +5,12 @@ from typing import Any
 
 import mlflow
 import pandas as pd
+from mlflow.pyfunc.model import PythonModel
 
 from pipeline.bundle import Bundle, load_bundle
 
 
-class TableModel(mlflow.pyfunc.PythonModel):
+class TableModel(PythonModel):
     """A bundle behind MLflow's interface."""
 
     bundle: Bundle

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -195,7 +196,7 @@ def _make_database(path: Path) -> None:
         temporary.unlink(missing_ok=True)
         with _quiet():
             MlflowClient(f"sqlite:///{temporary}").search_experiments(max_results=1)
-        os.replace(temporary, path)
+        temporary.replace(path)
 
 
 # --------------------------------------------------------------------------------------------- what a stage stands on
@@ -209,7 +210,7 @@ def stage_entry(stage: str) -> dict[str, Any]:
     name, _, item = stage.partition("@")
     declared = YAML(typ="safe", pure=True).load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"][name]
     params = YAML(typ="safe", pure=True).load(Path("params.yaml").read_text(encoding="utf-8"))
-    flat = {}
+    flat: dict[str, Any] = {}
     for wanted in declared.get("params", []):
         value = params
         for key in wanted.split("."):
@@ -293,7 +294,7 @@ def _text(value: Any) -> str:
 
 
 def _now() -> int:
-    return mlflow.utils.time.get_current_time_millis()
+    return int(time.time() * 1000)
 
 
 def _without_secret(uri: str) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pipeline import metrics
 from pipeline.config import Augment, Train
 from pipeline.data import TabularData, batches, generator
-from pipeline.errors import Diverged, UserError
+from pipeline.errors import DivergedError, UserError
 from pipeline.model import Dropout
 from pipeline.schema import Target
 
@@ -23,6 +23,7 @@ OVERFITTING_GAP = 0.1  # of the validation loss
 ONECYCLE_START, ONECYCLE_END = 1 / 25, 1e-4  # of the peak, at the first and the last step
 
 Epoch = dict[str, float]  # one row of history.csv; "epoch" counts from 1
+Objective = Callable[[Tensor, Tensor], Tensor]  # outputs [B, n_outputs], y [B] to the mean loss
 OnEpoch = Callable[[Epoch], object]  # a true answer ends training after this epoch
 
 
@@ -47,7 +48,7 @@ def use(device: str, threads: int) -> torch.device:
         return torch.device("cpu")  # where the operations used here are deterministic as they are
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a check for bugs that costs time at every dropout
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a check for bugs that costs time at every dropout
     return torch.device("cuda")
 
 
@@ -64,14 +65,13 @@ def fit(
     """Train `network` in place on `train` and leave it with the weights of the epoch that was best on `val`.
 
     Best is the lowest validation loss. Network and data are on one device. What epoch e draws is a function of
-    (seed, e) alone. Raises `Diverged` if a loss is not finite.
+    (seed, e) alone. Raises `DivergedError` if a loss is not finite.
     """
     device = train.y.device
     trained = [p for p in network.parameters() if p.requires_grad]
     optimizer = _optimizer(trained, settings)
     weights = class_weights(train.y, target.n_outputs) if settings.class_weights else None
     objective = partial(metrics.loss, task=target.task, smoothing=settings.label_smoothing, weights=weights)
-    first, rest = network[0], network[1:]
     steps = math.ceil(len(train) / settings.batch_size)
     history: list[Epoch] = []
     best_loss, best_epoch, best_state = math.inf, 0, _copy(network)
@@ -91,16 +91,7 @@ def fit(
             batch = train.take(rows.to(device))
             for group in optimizer.param_groups:
                 group["lr"] = settings.lr * lr_factor(step, steps * settings.epochs, settings)
-            hidden = first(_noised(batch, settings.augment, draws))
-            if settings.augment.mixup:
-                # The first layer is linear: mixing what comes out of it is mixing the rows that go in.
-                share = float(shares[step % steps])
-                partner = torch.randperm(len(rows), generator=draws, device=device)
-                outputs = rest(torch.lerp(hidden[partner], hidden, share))
-                loss = share * objective(outputs, batch.y) + (1 - share) * objective(outputs, batch.y[partner])
-            else:
-                outputs = rest(hidden)
-                loss = objective(outputs, batch.y)
+            loss, outputs = _forward(network, batch, settings.augment, objective, draws, shares[step % steps])
             optimizer.zero_grad()
             loss.backward()
             norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
@@ -117,7 +108,7 @@ def fit(
         row |= _named("val", evaluate(network, val, target))
         row |= {"lr": optimizer.param_groups[0]["lr"], "grad_norm": float(total_norm) / steps}
         if not (math.isfinite(row["train_loss"]) and math.isfinite(row["val_loss"])):
-            raise Diverged(
+            raise DivergedError(
                 f"the loss is no longer finite in epoch {epoch} at lr {row['lr']:g}: try a smaller train.lr, or train.clip"
             )
         history.append(row)
@@ -248,14 +239,34 @@ def gap(train: dict[str, float], val: dict[str, float]) -> str:
 
 
 def _optimizer(parameters: list[nn.Parameter], settings: Train) -> torch.optim.Optimizer:
-    common = {"lr": settings.lr, "weight_decay": settings.weight_decay, "fused": True}
+    lr, decay = settings.lr, settings.weight_decay
     match settings.optimizer:
         case "sgd":
-            return torch.optim.SGD(parameters, momentum=settings.momentum, **common)
+            return torch.optim.SGD(parameters, lr, momentum=settings.momentum, weight_decay=decay, fused=True)
         case "adam":
-            return torch.optim.Adam(parameters, **common)
+            return torch.optim.Adam(parameters, lr, weight_decay=decay, fused=True)
         case "adamw":
-            return torch.optim.AdamW(parameters, **common)
+            return torch.optim.AdamW(parameters, lr, weight_decay=decay, fused=True)
+
+
+def _forward(
+    network: nn.Sequential,
+    batch: TabularData,
+    augment: Augment,
+    objective: Objective,
+    draws: torch.Generator,
+    share: float,
+) -> tuple[Tensor, Tensor]:
+    """The loss of an augmented batch, and the outputs [B, n_outputs] it comes from."""
+    inputs = _noised(batch, augment, draws)
+    if not augment.mixup:
+        outputs = network(inputs)
+        return objective(outputs, batch.y), outputs
+    # mixup (Zhang et al. 2018, eq. 1). The first layer is linear: mixing what comes out of it mixes the rows that go in.
+    partner = torch.randperm(len(batch), generator=draws, device=batch.y.device)
+    hidden = network[0](inputs)
+    outputs = network[1:](torch.lerp(hidden[partner], hidden, share))
+    return share * objective(outputs, batch.y) + (1 - share) * objective(outputs, batch.y[partner]), outputs
 
 
 def _noised(batch: TabularData, augment: Augment, draws: torch.Generator) -> tuple[Tensor, Tensor]:
