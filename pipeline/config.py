@@ -292,7 +292,9 @@ def adopt(patch: Mapping[str, Any], path: Path = PATH) -> dict[str, tuple[Any, A
         *sections, key = name.split(".")
         node = tree
         for section in sections:
-            node = node.setdefault(section, {})
+            if not isinstance(node.get(section), dict):
+                node[section] = {}
+            node = node[section]
         changes[name] = (node.get(key), value)
         node[key] = value
     files.write_text(path, dump_yaml(tree, yaml))

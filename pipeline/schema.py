@@ -420,7 +420,8 @@ def _moments(values: pd.Series, date_format: str | None) -> pd.Series:
 
 
 def _finite(values: pd.Series) -> pd.Series:
-    return values.isna() | np.isfinite(values)
+    fits: pd.Series = values.isna() | np.isfinite(values)
+    return fits
 
 
 def unseen(table: pd.DataFrame, schema: Schema) -> dict[str, pd.Series]:

@@ -143,7 +143,7 @@ def connect(tracking: Tracking) -> None:
     uri = tracking_uri(tracking)
     root = project_root()
     if uri == f"sqlite:///{root / 'mlflow.db'}":
-        _make_database(root / "mlflow.db")
+        make_database(root / "mlflow.db")
     mlflow.set_tracking_uri(uri)
     try:
         if mlflow.get_experiment_by_name(tracking.experiment) is None:
@@ -187,7 +187,7 @@ def serve(tracking: Tracking, port: int) -> None:
     os.execv(sys.executable, [sys.executable, "-m", *command])
 
 
-def _make_database(path: Path) -> None:
+def make_database(path: Path) -> None:
     """A whole database or none: made under another name, behind a lock, then renamed."""
     with FileLock(path.with_suffix(".lock")):
         if path.exists():

@@ -105,8 +105,10 @@ def fit(
 
         row: Epoch = {"epoch": epoch, "train_loss": float(total_loss) / len(train)}
         row |= _named("train", _headline(torch.cat(predicted), torch.cat(y_seen), target))
-        row |= _named("val", evaluate(network, val, target))
-        row |= {"lr": optimizer.param_groups[0]["lr"], "grad_norm": float(total_norm) / steps}
+        scores = _named("val", evaluate(network, val, target))
+        lr = optimizer.param_groups[0]["lr"]
+        # Loss, the headline metric and lr first, as history.csv has it; then the rest.
+        row |= dict(list(scores.items())[:2]) | {"lr": lr, "grad_norm": float(total_norm) / steps} | scores
         if not (math.isfinite(row["train_loss"]) and math.isfinite(row["val_loss"])):
             raise DivergedError(
                 f"the loss is no longer finite in epoch {epoch} at lr {row['lr']:g}: try a smaller train.lr, or train.clip"

@@ -1,0 +1,121 @@
+"""Small real tables, made ready as the stage prepare does."""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from pipeline import config, datasets
+from pipeline.bundle import Bundle
+from pipeline.config import Config, Csv, Data, Model, Task, Train
+from pipeline.data import TabularData, generator
+from pipeline.model import build_network
+from pipeline.preparation import prepare
+from pipeline.preprocessing import Preprocessor
+from pipeline.schema import Schema, Target
+
+torch.set_num_threads(1)
+
+SOURCES: dict[str, Task] = {
+    "iris": "multiclass",
+    "wine": "multiclass",
+    "breast_cancer": "binary",
+    "diabetes": "regression",
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prepared table: checked features, and the tensors of each split."""
+
+    data: Data
+    raw: pd.DataFrame
+    features: pd.DataFrame
+    schema: Schema
+    preprocessor: Preprocessor
+    splits: dict[str, TabularData]
+    rows: dict[str, np.ndarray]
+
+    @property
+    def target(self) -> Target:
+        return self.schema.target
+
+    @property
+    def train(self) -> TabularData:
+        return self.splits["train"]
+
+    @property
+    def val(self) -> TabularData:
+        return self.splits["val"]
+
+    @property
+    def test(self) -> TabularData:
+        return self.splits["test"]
+
+
+def make(table: pd.DataFrame, data: Data, seed: int = 0) -> Sample:
+    prepared = prepare(table, None, data, seed)
+    domain = prepared.domains["source"]
+    splits = {}
+    for name, rows in domain.splits.items():
+        x_num, x_cat = prepared.preprocessor.transform(domain.features.iloc[rows], prepared.schema)
+        splits[name] = TabularData(x_num, x_cat, torch.from_numpy(domain.y[rows]))
+    return Sample(data, table, domain.features, prepared.schema, prepared.preprocessor, splits, domain.splits)
+
+
+@cache
+def sample(name: str) -> Sample:
+    """iris, wine, breast_cancer or diabetes of scikit-learn; or `mixed`, with both kinds of columns."""
+    if name == "mixed":
+        return make(mixed(), Data(source="mixed", target="sold", task="binary"))
+    source = f"sklearn:{name}"
+    return make(datasets.read(source, Csv()), Data(source=source, target="target", task=SOURCES[name]))
+
+
+def mixed() -> pd.DataFrame:
+    """200 rows of two numbers (one with missing values), two categories and a text label that depends on them."""
+    rng = np.random.default_rng(0)
+    size, colour, shop = rng.normal(size=200), rng.choice(["red", "green", "blue"], 200), rng.choice(list("abcd"), 200)
+    sold = np.where(size + (colour == "red") + 0.3 * rng.normal(size=200) > 0.5, "yes", "no")
+    weight = np.where(rng.random(200) < 0.1, np.nan, rng.normal(70, 9, 200))
+    return pd.DataFrame({"size": size, "weight": weight, "colour": colour, "shop": shop, "sold": sold})
+
+
+def network(of: Sample, seed: int = 0, **model: Any) -> nn.Sequential:
+    return build_network(Model(**model), of.schema, of.target.n_outputs, generator(seed))
+
+
+def bundle(of: Sample, seed: int = 0, **model: Any) -> Bundle:
+    params = {"seed": seed, "train.lr": 0.05, "model.hidden": [8]}
+    settings = Model(**{"hidden": (8,), **model})
+    built = build_network(settings, of.schema, of.target.n_outputs, generator(seed)).eval()
+    return Bundle(built, settings, of.schema, of.target, of.preprocessor, params)
+
+
+def settings(**train: Any) -> Train:
+    """Few plain steps: constant learning rate, no decay, no check."""
+    plain = {"batch_size": 32, "epochs": 3, "patience": None, "weight_decay": 0.0, "overfit": None}
+    return Train(**{**plain, **train})
+
+
+def configuration(task: Task = "multiclass", **leaves: Any) -> Config:
+    """A whole configuration; `leaves` are dotted names with `__` for the dot."""
+    values = {
+        "data": {"source": "sklearn:iris", "target": "target", "task": task},
+        "model": {"hidden": [4], "dropout": 0.0},
+        "train": {"batch_size": 32, "epochs": 1},
+        "finetune": {"freeze": 0},
+        "search": {"n_trials": 4, "epochs": 1, "space": {"train.lr": {"low": 1e-3, "high": 1e-1, "log": True}}},
+        "register": {"name": "model", "metric": "val.accuracy", "minimum": 0.5},
+    }
+    for name, value in leaves.items():
+        *sections, key = name.split("__")
+        node = values
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[key] = value
+    return config.from_mapping(values)

@@ -1,0 +1,158 @@
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics as reference
+from torch.nn import functional
+
+from pipeline import metrics
+from pipeline.data import generator
+
+N = 200
+PLAIN = pytest.mark.parametrize("smoothing", [0.0, 0.2])
+WEIGHTED = pytest.mark.parametrize("weighted", [False, True])
+
+
+def judged(n_classes, seed=0, absent=()):
+    """Outputs [N, n_outputs] that know a little of `y` [N]; some classes may be absent from `y`."""
+    g = generator(seed)
+    present = torch.tensor([k for k in range(n_classes) if k not in absent])
+    y = present[torch.randint(len(present), (N,), generator=g)]
+    logits = torch.randn(N, n_classes, generator=g) + 1.5 * functional.one_hot(y, n_classes)
+    return (logits, y) if n_classes > 2 else (logits[:, 1:] - logits[:, :1], y)
+
+
+def task_of(n_classes):
+    return "binary" if n_classes == 2 else "multiclass"
+
+
+@WEIGHTED
+@PLAIN
+@pytest.mark.parametrize("n_classes", [2, 4])
+def test_classification_loss_is_the_weighted_mean_of_each_rows_smoothed_cross_entropy(n_classes, smoothing, weighted):
+    outputs, y = judged(n_classes)
+    weights = torch.tensor([0.5, 2.0, 1.0, 3.0])[:n_classes] if weighted else None
+    chances = metrics.predictions(outputs.double(), task_of(n_classes)).numpy()
+    goal = (1 - smoothing) * np.eye(n_classes)[y] + smoothing / n_classes
+    each = -(goal * np.log(chances)).sum(1)
+    expected = np.average(each, weights=weights[y].numpy() if weighted else None)
+    assert float(metrics.loss(outputs, y, task_of(n_classes), smoothing, weights)) == pytest.approx(expected, rel=1e-5)
+
+
+@PLAIN
+def test_loss_equals_that_of_torch(smoothing):
+    outputs, y = judged(4)
+    expected = torch.nn.CrossEntropyLoss(label_smoothing=smoothing)(outputs, y)
+    torch.testing.assert_close(metrics.loss(outputs, y, "multiclass", smoothing), expected)
+    logit, y = judged(2)
+    both = torch.cat([torch.zeros_like(logit), logit], 1)
+    expected = torch.nn.CrossEntropyLoss(label_smoothing=smoothing)(both, y)
+    torch.testing.assert_close(metrics.loss(logit, y, "binary", smoothing), expected)
+
+
+@pytest.mark.parametrize("n_classes", [2, 4])
+def test_weighted_loss_equals_that_of_torch(n_classes):
+    outputs, y = judged(n_classes)
+    both = outputs if n_classes > 2 else torch.cat([torch.zeros_like(outputs), outputs], 1)
+    weights = torch.tensor([0.5, 2.0, 1.0, 3.0])[:n_classes]
+    expected = torch.nn.CrossEntropyLoss(weight=weights)(both, y)
+    torch.testing.assert_close(metrics.loss(outputs, y, task_of(n_classes), weights=weights), expected)
+
+
+def test_regression_loss_is_the_mean_squared_error_and_one_for_the_mean_of_a_standardised_target():
+    y = torch.randn(N, generator=generator(0), dtype=torch.float64)
+    y = (y - y.mean()) / y.std(correction=0)
+    assert float(metrics.loss(torch.zeros(N, 1), y, "regression")) == pytest.approx(1)
+    outputs = torch.randn(N, 1, generator=generator(1))
+    expected = reference.mean_squared_error(y, outputs[:, 0])
+    assert float(metrics.loss(outputs, y, "regression")) == pytest.approx(expected)
+
+
+def test_loss_of_extreme_outputs_is_finite():
+    for outputs, y, task in [
+        (torch.tensor([[200.0], [-200.0]]), torch.tensor([0, 1]), "binary"),
+        (torch.tensor([[200.0, -200, 0], [-200, 0, 200]]), torch.tensor([1, 0]), "multiclass"),
+    ]:
+        assert 150 < float(metrics.loss(outputs, y, task)) < 401
+
+
+@pytest.mark.parametrize("n_classes", [2, 5])
+def test_predictions_are_probabilities(n_classes):
+    outputs, _ = judged(n_classes)
+    chances = metrics.predictions(outputs, task_of(n_classes))
+    assert chances.shape == (N, n_classes)
+    torch.testing.assert_close(chances.sum(1), torch.ones(N))
+    logits = outputs if n_classes > 2 else torch.cat([torch.zeros_like(outputs), outputs], 1)
+    torch.testing.assert_close(chances, logits.softmax(1))
+    assert torch.equal(metrics.predictions(outputs[:, :1], "regression"), outputs[:, 0])
+
+
+@pytest.mark.parametrize(("n_classes", "absent"), [(2, ()), (3, ()), (5, (1,)), (4, (0, 3))])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_classification_scores_equal_those_of_scikit_learn(n_classes, absent, seed):
+    outputs, y = judged(n_classes, seed, absent)
+    chances = metrics.predictions(outputs, task_of(n_classes))
+    codes, scores = chances.argmax(1), metrics.score(chances, y, task_of(n_classes))
+    areas = [reference.roc_auc_score(y == k, chances[:, k]) for k in range(n_classes) if k not in absent]
+    assert scores == pytest.approx(
+        {
+            "accuracy": reference.accuracy_score(y, codes),
+            "f1": reference.f1_score(y, codes, average="macro"),
+            "auroc": reference.roc_auc_score(y, chances[:, 1]) if n_classes == 2 else np.mean(areas),
+        },
+        rel=1e-5,
+    )
+    assert metrics.accuracy(codes, y) == pytest.approx(reference.accuracy_score(y, codes))
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_auroc_is_left_out_where_one_class_has_every_row(n_classes):
+    chances = metrics.predictions(judged(n_classes)[0], task_of(n_classes))
+    scores = metrics.score(chances, torch.ones(N, dtype=torch.int64), task_of(n_classes))
+    assert set(scores) == {"accuracy", "f1"}
+    assert scores["accuracy"] == pytest.approx(float((chances.argmax(1) == 1).float().mean()))
+
+
+@pytest.mark.parametrize("scale", [1.0, 77.5])
+def test_regression_scores_equal_those_of_scikit_learn_in_own_units(scale):
+    y = torch.randn(N, generator=generator(0))
+    guess = y + 0.5 * torch.randn(N, generator=generator(1))
+    own, own_guess = scale * y.double().numpy() + 150, scale * guess.double().numpy() + 150
+    expected = {
+        "rmse": reference.root_mean_squared_error(own, own_guess),
+        "mae": reference.mean_absolute_error(own, own_guess),
+        "r2": reference.r2_score(own, own_guess),
+    }
+    assert metrics.score(guess, y, "regression", scale) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("y", [torch.tensor([1.5]), torch.tensor([2.0, 2.0, 2.0])])
+def test_r2_is_left_out_where_all_targets_are_equal(y):
+    assert metrics.score(y + 1, y, "regression") == pytest.approx({"rmse": 1, "mae": 1})
+
+
+def guo(confidence, right, n_bins=15):
+    """Expected calibration error as Guo et al. 2017 define it, bin by bin; the last bin holds confidence 1."""
+    total = 0.0
+    for k in range(n_bins):
+        inside = (confidence >= k / n_bins) & ((confidence < (k + 1) / n_bins) | (k == n_bins - 1))
+        if inside.any():
+            total += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    return total
+
+
+@pytest.mark.parametrize("n_classes", [2, 5])
+def test_calibration_error_is_that_of_guo(n_classes):
+    outputs, y = judged(n_classes)
+    chances = metrics.predictions(outputs, task_of(n_classes))
+    confidence, codes = chances.double().max(1)
+    expected = guo(confidence.numpy(), (codes == y).numpy())
+    assert expected > 0.01
+    assert metrics.calibration_error(chances, y) == pytest.approx(expected, rel=1e-4)
+
+
+def test_calibration_error_of_hand_made_bins_where_some_are_fully_sure():
+    chances = torch.tensor([[0.02, 0.98]] * 3 + [[0.0, 1.0]] * 2 + [[0.7, 0.3]] * 4)
+    y = torch.tensor([1, 1, 1, 1, 0, 0, 0, 0, 1])
+    # Bin of 0.98 and 1: 4 of 5 right, mean confidence 0.988. Bin of 0.7: 3 of 4 right.
+    expected = 5 / 9 * abs(4 / 5 - 0.988) + 4 / 9 * abs(3 / 4 - 0.7)
+    assert metrics.calibration_error(chances, y) == pytest.approx(expected, rel=1e-4)

@@ -1,0 +1,258 @@
+import copy
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pipeline.config import Model
+from pipeline.data import generator
+from pipeline.errors import UserError
+from pipeline.model import (
+    Dropout,
+    TableLinear,
+    build_network,
+    describe,
+    freeze,
+    linear_layers,
+    parameters,
+    replace_output,
+)
+from tests.samples import network, sample
+
+SIZES = [(3, (4, 2, 5)), (3, ()), (0, (4, 2)), (1, (3,))]
+
+
+def table_linear(d_num, cardinalities, d_out=6):
+    layer = TableLinear(d_num, cardinalities, d_out)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, generator=generator(1))
+    return layer
+
+
+@pytest.mark.parametrize(("d_num", "cardinalities"), SIZES)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
+def test_table_linear_and_its_gradients_equal_linear_on_the_one_hot_matrix(d_num, cardinalities, dtype):
+    layer, g = table_linear(d_num, cardinalities), generator(2)
+    x_num = torch.randn(17, d_num, generator=g)
+    codes = [torch.randint(size, (17,), generator=g) for size in cardinalities]
+    x_cat = torch.stack(codes, 1).to(dtype) if codes else torch.empty(17, 0, dtype=dtype)
+    one_hot = [nn.functional.one_hot(code, size).float() for code, size in zip(codes, cardinalities, strict=True)]
+    x = torch.cat([x_num, *one_hot], 1)
+    plain = nn.Linear(x.shape[1], 6)
+    plain.weight.data = torch.cat([layer.weight, layer.table.T], 1).detach()
+    plain.bias.data = layer.bias.detach().clone()
+
+    torch.testing.assert_close(layer((x_num, x_cat)), plain(x))
+    weights = torch.randn(17, 6, generator=g)
+    (layer((x_num, x_cat)) * weights).sum().backward()
+    (plain(x) * weights).sum().backward()
+    torch.testing.assert_close(layer.weight.grad, plain.weight.grad[:, :d_num])
+    torch.testing.assert_close(layer.bias.grad, plain.bias.grad)
+    if cardinalities:
+        torch.testing.assert_close(layer.table.grad, plain.weight.grad[:, d_num:].T)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 0.999999])
+def test_dropout_drops_its_share_and_scales_the_rest(p):
+    layer, n = Dropout(p), 200_001
+    layer.generator = generator(0)
+    out = layer(torch.ones(n))
+    kept = float((out != 0).float().mean())
+    assert abs(kept - (1 - p)) < 5 * (p * (1 - p) / n) ** 0.5 + 2**-16
+    if kept:
+        scale = out[out != 0].unique()
+        assert len(scale) == 1
+        assert scale.item() == pytest.approx(1 / (1 - p), rel=2**-16 / (1 - p))
+
+
+def test_dropout_keeps_the_gradient_of_what_it_keeps_and_drops_places_independently():
+    layer, x = Dropout(0.3), torch.ones(100, 1000, requires_grad=True)
+    layer.generator = generator(0)
+    out = layer(x)
+    out.sum().backward()
+    torch.testing.assert_close(x.grad, out.detach())
+    dropped = (out == 0).float()
+    for shift in range(1, 9):  # four neighbours share one random word
+        together = float((dropped[:, shift:] * dropped[:, :-shift]).mean())
+        assert together == pytest.approx(0.09, abs=0.006)
+
+
+@pytest.mark.parametrize(("p", "training"), [(0.5, False), (0.0, True)])
+def test_dropout_is_the_identity_in_evaluation_and_for_p_zero(p, training):
+    x = torch.randn(5, 7, generator=generator(0))
+    assert torch.equal(Dropout(p).train(training)(x), x)
+
+
+def test_dropout_repeats_for_the_same_generator_and_leaves_the_global_one():
+    layer, x = Dropout(0.5), torch.ones(9, 11)
+    before = torch.get_rng_state()
+    outs = []
+    for seed in (3, 3, 4):
+        layer.generator = generator(seed)
+        outs.append(layer(x))
+    assert torch.equal(outs[0], outs[1])
+    assert not torch.equal(outs[0], outs[2])
+    assert not torch.equal(outs[0], layer(x))  # the next mask is another one
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [
+        ("relu", nn.ReLU()),
+        ("leaky_relu", nn.LeakyReLU(0.2)),
+        ("sigmoid", nn.Sigmoid()),
+        ("tanh", nn.Tanh()),
+        ("selu", nn.SELU()),
+    ],
+)
+def test_activation_is_the_one_of_torch(name, reference):
+    built = network(sample("iris"), hidden=(5,), activation=name, slope=0.2)
+    x = torch.linspace(-4, 4, 101)
+    assert torch.equal(built[1](x), reference(x))
+
+
+def expected_bound(init, activation, slope, fan_in, fan_out):
+    """The bound that torch.nn.init draws between, for a weight of these fans."""
+    match init:
+        case "default":
+            return 1 / fan_in**0.5  # nn.Linear.reset_parameters
+        case "uniform":
+            return 0.05
+        case "xavier":
+            return (6 / (fan_in + fan_out)) ** 0.5
+        case "kaiming":
+            named = activation if activation in ("relu", "leaky_relu") else "linear"
+            return nn.init.calculate_gain(named, slope) * (3 / fan_in) ** 0.5
+        case "zeros":
+            return 0.0
+
+
+@pytest.mark.parametrize("init", ["default", "uniform", "xavier", "kaiming", "zeros"])
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "sigmoid", "tanh", "selu"])
+def test_initial_weights_fill_the_range_of_torch_init(init, activation):
+    of = sample("mixed")
+    built = network(of, hidden=(500, 300), activation=activation, slope=0.3, init=init)
+    first, second, last = linear_layers(built).values()
+    active = of.schema.d_num + len(of.schema.cardinalities)
+    for weight, fan_in, fan_out in [
+        (first.weight, active, 500),
+        (first.table, active, 500),
+        (second.weight, 500, 300),
+        (last.weight, 300, 1),
+    ]:
+        bound = expected_bound(init, activation, 0.3, fan_in, fan_out)
+        assert weight.abs().max() <= bound * (1 + 1e-6)
+        assert weight.max() >= 0.95 * bound
+        assert weight.min() <= -0.95 * bound
+        if weight.numel() > 1000:
+            assert float(weight.detach().std()) == pytest.approx(bound / 3**0.5, rel=0.05)
+    for layer, fan_in in ((first, active), (second, 500), (last, 300)):
+        bound = fan_in**-0.5 if init == "default" else 0.0
+        assert layer.bias.abs().max() <= bound
+        assert init != "default" or layer is last or layer.bias.abs().max() > 0.9 * bound
+
+
+@pytest.mark.parametrize(("init", "call"), [("xavier", nn.init.xavier_uniform_), ("kaiming", nn.init.kaiming_uniform_)])
+def test_initial_weights_have_the_spread_that_torch_init_gives(init, call):
+    second = linear_layers(network(sample("iris"), hidden=(400, 300), init=init))["3"].weight.detach()
+    options = {"nonlinearity": "relu"} if init == "kaiming" else {}
+    reference = call(torch.empty(300, 400), generator=generator(9), **options)
+    assert float(second.max()) == pytest.approx(float(reference.max()), rel=1e-3)
+    assert float(second.std()) == pytest.approx(float(reference.std()), rel=0.01)
+
+
+def test_building_draws_from_its_generator_alone():
+    of, before, numpy_before = sample("mixed"), torch.get_rng_state(), np.random.get_state()[1].copy()
+    one, same, other = (network(of, seed) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.array_equal(np.random.get_state()[1], numpy_before)
+    for a, b, c in zip(one.parameters(), same.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert not torch.equal(a, c)
+
+
+@pytest.mark.parametrize(("name", "n_outputs"), [("iris", 3), ("breast_cancer", 1), ("diabetes", 1), ("mixed", 1)])
+@pytest.mark.parametrize("hidden", [(), (7,), (7, 5)])
+def test_network_has_the_sizes_of_the_schema(name, n_outputs, hidden):
+    of = sample(name)
+    built = network(of, hidden=hidden)
+    widths = [layer.bias.numel() for layer in linear_layers(built).values()]
+    assert widths == [*hidden, n_outputs]
+    assert built((of.test.x_num, of.test.x_cat)).shape == (len(of.test), n_outputs)
+    assert len(built) == 1 + 3 * len(hidden)
+    # Every entry of the one-hot row has a weight.
+    d_in = of.schema.d_num + sum(of.schema.cardinalities)
+    sizes = [d_in, *hidden, n_outputs]
+    expected = sum((a + 1) * b for a, b in pairwise(sizes))
+    assert sum(p.total for p in parameters(built)) == expected == sum(p.numel() for p in built.parameters())
+
+
+@pytest.mark.parametrize(
+    ("layers", "frozen"),
+    [
+        (0, []),
+        (1, ["0.weight", "0.table", "0.bias"]),
+        (2, ["0.weight", "0.table", "0.bias", "3.weight", "3.bias"]),
+        (("0.*",), ["0.weight", "0.table", "0.bias"]),
+        (("*.bias", "3.weight"), ["0.bias", "3.weight", "3.bias", "6.bias"]),
+    ],
+)
+def test_freeze_keeps_the_first_layers_or_the_named_parameters(layers, frozen):
+    built = network(sample("mixed"), hidden=(6, 5))
+    assert freeze(built, layers) == frozen
+    assert [name for name, parameter in built.named_parameters() if not parameter.requires_grad] == frozen
+    assert [p.name for p in parameters(built) if p.trainable == 0] == frozen
+    assert describe(built).count("frozen") == len(frozen)
+
+
+def test_freeze_sets_free_what_an_earlier_call_froze():
+    built = network(sample("mixed"), hidden=(6,))
+    freeze(built, 1)
+    assert freeze(built, ("*.bias",)) == ["0.bias", "3.bias"]
+    assert built[0].weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("layers", "says"), [(("9.*",), "9.*"), (("0.*", "0.wieght"), "0.wieght"), (3, "nothing"), (("*",), "nothing")]
+)
+def test_freeze_refuses_patterns_without_a_match_and_to_freeze_all(layers, says):
+    built = network(sample("mixed"), hidden=(6, 5))
+    with pytest.raises(UserError, match=r"finetune\.freeze") as caught:
+        freeze(built, layers)
+    assert says in str(caught.value)
+    assert all(parameter.requires_grad for parameter in built.parameters())
+
+
+def test_description_gives_counts_and_ranges():
+    built = network(sample("iris"), hidden=(5,))
+    freeze(built, 1)
+    text = describe(built)
+    assert "parameters: 43, of which 18 train" in text
+    for found in parameters(built):
+        tensor = built.get_parameter(found.name)
+        assert (found.low, found.high) == ((tensor.min(), tensor.max()) if tensor.numel() else (0, 0))
+
+
+def test_replaced_output_is_new_and_the_other_layers_stay():
+    model = Model(hidden=(6, 5))
+    built = build_network(model, sample("mixed").schema, 3, generator(0))
+    before = copy.deepcopy(built.state_dict())
+    random_state = torch.get_rng_state()
+    replace_output(built, 4, model, generator(1))
+    assert torch.equal(torch.get_rng_state(), random_state)
+    after = built.state_dict()
+    assert list(after) == list(before)
+    assert after["6.weight"].shape == (4, 5)
+    assert after["6.bias"].shape == (4,)
+    assert 0 < float(after["6.weight"].abs().max()) <= 5**-0.5
+    assert all(torch.equal(after[name], before[name]) for name in before if not name.startswith("6."))
+
+
+def test_output_of_a_network_without_hidden_layers_cannot_be_replaced():
+    model = Model(hidden=())
+    built = build_network(model, sample("mixed").schema, 3, generator(0))
+    with pytest.raises(UserError, match="without hidden layers"):
+        replace_output(built, 4, model, generator(1))
