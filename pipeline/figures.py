@@ -29,8 +29,8 @@ def save_report(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
     """A PNG for each table of an evaluation that has a plot."""
     plots: dict[str, Callable[..., None]] = {
         "confusion": confusion,
-        "roc": partial(curves, xlabel="false positive rate", ylabel="true positive rate"),
-        "pr": partial(curves, xlabel="recall", ylabel="precision"),
+        "roc": partial(curves, title="ROC", xlabel="false positive rate", ylabel="true positive rate"),
+        "pr": partial(curves, title="Precision and recall", xlabel="recall", ylabel="precision"),
         "calibration": calibration,
         "residuals": residuals,
     }
@@ -62,12 +62,12 @@ def confusion(axes: Axes, table: pd.DataFrame) -> None:
             )
 
 
-def curves(axes: Axes, table: pd.DataFrame, xlabel: str, ylabel: str) -> None:
+def curves(axes: Axes, table: pd.DataFrame, title: str, xlabel: str, ylabel: str) -> None:
     x, mean, *classes = table.columns
     for name in classes[:MAX_CURVES]:
         axes.plot(table[x], table[name], lw=1, label=_text(name.split(".", 1)[1]))
     axes.plot(table[x], table[mean], lw=2, color="black", label="mean of classes")
-    axes.set(xlabel=xlabel, ylabel=ylabel, xlim=(0, 1), ylim=(0, 1.02))
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel, xlim=(0, 1), ylim=(0, 1.02))
     axes.legend(fontsize=8)
 
 
@@ -120,7 +120,9 @@ def _save_slices(path: Path, trials: pd.DataFrame, names: list[str], metric: str
         if not pd.api.types.is_numeric_dtype(values.dtype):
             values = values.map(_text)
         axes.scatter(values, trials[metric], c=trials["trial"], cmap="viridis", s=16)
-        axes.set(xlabel=name, xscale="log" if name in log else axes.get_xscale())
+        axes.set_xlabel(name)
+        if name in log:
+            axes.set_xscale("log")
     panels[0].set_ylabel(metric)
     with files.replacing(path) as temporary:
         figure.savefig(temporary, dpi=100, metadata={"Software": None})

@@ -183,5 +183,9 @@ def describe(network: nn.Sequential) -> str:
     """Counts and weight ranges, for a person to read."""
     found = parameters(network)
     total, trainable = sum(p.total for p in found), sum(p.trainable for p in found)
-    lines = [f"{p.name}: {p.total:,} in [{p.low:.3g}, {p.high:.3g}]{'' if p.trainable else ', frozen'}" for p in found if p.total]
+    lines = [
+        f"{p.name}: {p.total:,} in [{p.low:.3g}, {p.high:.3g}]{'' if p.trainable else ', frozen'}"
+        for p in found
+        if p.total
+    ]
     return "\n".join([f"parameters: {total:,}, of which {trainable:,} train", *("  " + line for line in lines)])

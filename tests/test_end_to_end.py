@@ -38,7 +38,9 @@ def call(folder: Path, *command: str, status: int = 0) -> str:
 def clone(folder: Path, changes: dict[str, object]) -> Path:
     """A clone of what is committed, with the working tree's files over it, small parameters, and a commit of its own."""
     call(folder.parent, "git", "clone", "--quiet", str(ROOT), str(folder))
-    tracked = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
+    tracked = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     for name in tracked.stdout.splitlines():
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -90,7 +90,14 @@ def test_a_hostile_table_goes_all_the_way(project: Callable[..., Path]) -> None:
 def test_only_source_target_and_task_need_to_be_named(
     project: Callable[..., Path], source: str, target: str, task: str
 ) -> None:
-    project({"data.source": source, "data.target": target, "data.task": task, "data.transfer": {"column": "origin", "values": ["LGA"]}})
+    project(
+        {
+            "data.source": source,
+            "data.target": target,
+            "data.task": task,
+            "data.transfer": {"column": "origin", "values": ["LGA"]},
+        }
+    )
     run_chain()
     headline = config.task_metrics(task)[0]  # type: ignore[arg-type]
     for model in ("baseline", "train", "search", "finetune"):
@@ -105,7 +112,12 @@ def test_only_source_target_and_task_need_to_be_named(
 
 def test_a_transfer_domain_with_other_classes_gets_a_new_last_layer(project: Callable[..., Path]) -> None:
     folder = project(
-        {"data.source": "a.csv", "data.target": "label", "data.task": "multiclass", "data.transfer": {"source": "b.csv"}}
+        {
+            "data.source": "a.csv",
+            "data.target": "label",
+            "data.task": "multiclass",
+            "data.transfer": {"source": "b.csv"},
+        }
     )
     table = hostile_table(300, np.random.default_rng(1))
     table.to_csv(folder / "data/source/a.csv", index=False)
@@ -121,7 +133,12 @@ def test_a_transfer_domain_with_other_classes_gets_a_new_last_layer(project: Cal
 
 
 def test_finetuning_is_compared_with_the_untouched_and_the_new_network(project: Callable[..., Path]) -> None:
-    wine = {"data.source": "sklearn:wine", "data.target": "target", "data.task": "multiclass", "finetune.freeze": ["0.*"]}
+    wine = {
+        "data.source": "sklearn:wine",
+        "data.target": "target",
+        "data.task": "multiclass",
+        "finetune.freeze": ["0.*"],
+    }
     project(wine)
     run_chain("fetch")
     table = pd.read_parquet("data/raw/table.parquet")
@@ -171,7 +188,9 @@ def test_runs_hold_parameters_curves_metrics_and_origin(project: Callable[..., P
     evaluated = runs["evaluate@search"]
     assert evaluated.data.metrics["test/accuracy"] == pytest.approx(scores("search")["test.accuracy"], abs=1e-6)
     assert evaluated.data.tags["stage"] == "evaluate"
-    children = client.search_runs([experiment.experiment_id], f"tags.mlflow.parentRunId = '{runs['search'].info.run_id}'")
+    children = client.search_runs(
+        [experiment.experiment_id], f"tags.mlflow.parentRunId = '{runs['search'].info.run_id}'"
+    )
     assert len(children) == 2
     assert all("train.lr" in child.data.params and "val/accuracy" in child.data.metrics for child in children)
     assert client.get_model_version_by_alias("nycflights-arrival", "champion").version == 1
@@ -218,7 +237,9 @@ def test_a_stage_reads_no_parameter_that_dvc_does_not_watch(
         run(stage)
         watched = tuple(declared[stage.partition("@")[0]]["params"])
         unwatched = [
-            name for name in read if not any(name == w or name.startswith(w + ".") for w in watched) and "tracking" not in name
+            name
+            for name in read
+            if not any(name == w or name.startswith(w + ".") for w in watched) and "tracking" not in name
         ]
         assert not unwatched, stage
 
@@ -268,7 +289,9 @@ def test_a_diverged_run_is_marked_failed(project: Callable[..., Path]) -> None:
     assert [run.info.status for run in runs] == ["FAILED"]
 
 
-@pytest.mark.parametrize(("error", "status"), [(UserError("no\nsuch"), 1), (OSError(28, "No space left on device", "x"), 1)])
+@pytest.mark.parametrize(
+    ("error", "status"), [(UserError("no\nsuch"), 1), (OSError(28, "No space left on device", "x"), 1)]
+)
 def test_a_mistake_is_one_line_on_stderr_and_a_status(
     error: Exception, status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,278 @@
+"""Rows go to one split each, randomness is a function of its key, and splits come back from disk."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import data
+from pipeline.config import Split
+from pipeline.data import SPLITS, TabularData, split_rows
+from pipeline.errors import UserError
+
+HALVES = Split(train=0.5, val=0.25, test=0.25)
+
+
+def table(n: int, **columns) -> pd.DataFrame:
+    return pd.DataFrame({"row": np.arange(n), **columns})
+
+
+def split(frame: pd.DataFrame, codes=None, seed: int = 0, **options) -> dict[str, np.ndarray]:
+    return split_rows(frame, codes, Split(**options), seed)
+
+
+def complete(splits: dict[str, np.ndarray], n: int) -> None:
+    """Every row is in one split, and each split counts upwards."""
+    assert tuple(splits) == SPLITS
+    np.testing.assert_array_equal(np.sort(np.concatenate(list(splits.values()))), np.arange(n))
+    assert all((np.diff(rows) > 0).all() for rows in splits.values())
+
+
+def refusal(*arguments, **options) -> str:
+    with pytest.raises(UserError) as caught:
+        split(*arguments, **options)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1, message
+    return message
+
+
+# ----------------------------------------------------------------------------------------------------------- random
+
+
+def test_each_class_is_shared_out_as_the_fractions_say():
+    codes = np.repeat([0, 1, 2], [1000, 230, 17])
+    splits = split(table(len(codes)), codes, train=0.6, val=0.15, test=0.25)
+    complete(splits, len(codes))
+    for code, n in enumerate([1000, 230, 17]):
+        for name, share in (("train", 0.6), ("val", 0.15), ("test", 0.25)):
+            assert abs((codes[splits[name]] == code).sum() - n * share) <= 1
+
+
+@pytest.mark.parametrize("n_rare", [3, 4, 5])
+@pytest.mark.parametrize("seed", range(4))
+def test_class_of_three_rows_has_one_in_each_split(n_rare, seed):
+    codes = np.repeat([0, 1], [100, n_rare])
+    splits = split(table(len(codes)), codes, seed)
+    assert all((codes[rows] == 1).any() for rows in splits.values())
+
+
+@pytest.mark.parametrize("n_rare", [1, 2])
+@pytest.mark.parametrize("options", [{}, {"train": 0.2, "val": 0.4, "test": 0.4}])
+def test_class_of_fewer_rows_goes_to_training_first(n_rare, options):
+    codes = np.repeat([0, 1], [100, n_rare])
+    assert (codes[split(table(len(codes)), codes, **options)["train"]] == 1).any()
+
+
+def test_random_split_is_a_function_of_the_seed():
+    frame, codes = table(200), np.arange(200) % 3
+    first, again, other = (split(frame, codes, seed) for seed in (0, 0, 1))
+    assert all((first[name] == again[name]).all() for name in SPLITS)
+    assert any((first[name] != other[name]).any() for name in SPLITS)
+
+
+def test_random_split_is_drawn_over_the_whole_table():
+    places = [np.mean(split(table(1000), seed=seed)["test"]) for seed in range(20)]
+    assert abs(np.mean(places) - 499.5) < 40  # six standard errors of the mean of 20 × 100 uniform rows
+
+
+@given(
+    codes=st.lists(st.integers(0, 4), min_size=3, max_size=60),
+    cut=st.tuples(st.floats(0.05, 0.9), st.floats(0.05, 0.95)),
+    how=st.sampled_from(["random", "time:when", "group:who"]),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=150, database=None, deadline=None)
+def test_splits_are_disjoint_complete_and_not_empty(codes, cut, how, seed):
+    train = cut[0]
+    val = (1 - train) * cut[1]
+    codes = np.array(codes)
+    frame = table(len(codes), when=codes[::-1], who=codes * 7 % 5)
+    options = Split(train=train, val=val, test=1 - train - val, by=how)
+    try:
+        splits = split_rows(frame, codes, options, seed)
+    except UserError as error:
+        refused = str(error)
+        assert refused.startswith("data.split")  # noqa: PT017
+        return
+    complete(splits, len(codes))
+    assert all(len(rows) >= 1 for rows in splits.values())
+    if how == "random":
+        assert set(codes[splits["train"]]) == set(codes)
+    if how == "group:who":
+        assert all(not set(frame["who"].iloc[splits[a]]) & set(frame["who"].iloc[splits[b]])
+                   for a, b in (("train", "val"), ("train", "test"), ("val", "test")))  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------- time
+
+
+moments = pd.date_range("2020-01-01", periods=100, freq="7h")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.arange(100),
+        np.arange(100) * 0.5,
+        moments,
+        moments.tz_localize("UTC"),
+        moments.strftime("%Y-%m-%d %H:%M"),
+        moments.strftime("%d.%m.%Y %H:%M"),
+        pd.Series(moments.to_pydatetime(), dtype=object),
+    ],
+)
+def test_the_past_trains_and_the_future_tests(values):
+    order = np.random.default_rng(0).permutation(100)
+    splits = split(table(100, when=pd.Series(values).iloc[order].to_numpy()), by="time:when")
+    complete(splits, 100)
+    assert [sorted(order[splits[name]]) for name in SPLITS] == [
+        list(range(80)), list(range(80, 90)), list(range(90, 100))
+    ]  # fmt: skip
+
+
+@given(st.lists(st.integers(0, 12), min_size=20, max_size=80))
+@settings(max_examples=60, database=None, deadline=None)
+def test_one_moment_is_never_in_two_splits(when):
+    frame = table(len(when), when=when)
+    try:
+        splits = split_rows(frame, None, Split(train=0.5, val=0.25, test=0.25, by="time:when"), 0)
+    except UserError:
+        assert max(np.bincount(when)) >= len(when) / 8  # only moments that share many rows can empty a split
+        return
+    train, val, test = (frame["when"].iloc[splits[name]] for name in SPLITS)
+    assert train.max() < val.min() <= val.max() < test.min()
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([*range(9), None], "'when' is missing in 1 rows"),
+        (["a"] * 10, "'when' holds neither times nor numbers"),
+        ([[1]] * 10, "'when' holds neither times nor numbers"),
+        ([5] * 10, "data.split leaves 0 of 10 rows for val"),
+        ([True, False] * 5, "data.split"),
+        (["2020-01-01"] * 9 + ["2020-13-01"], "'when' holds neither times nor numbers"),
+    ],
+)
+def test_column_that_is_no_time_is_refused(values, said):
+    assert said in refusal(table(10, when=pd.Series(values)), by="time:when")
+
+
+def test_days_written_day_first_are_ordered_by_year_month_and_day():
+    days = pd.date_range("2020-01-01", periods=100)
+    splits = split(table(100, when=days.strftime("%d.%m.%Y")), by="time:when")
+    np.testing.assert_array_equal(splits["train"], np.arange(80))
+
+
+# ------------------------------------------------------------------------------------------------------------ group
+
+
+@pytest.mark.parametrize("kind", ["int", "str", "category", "float"])
+def test_groups_stay_whole_and_splits_have_about_their_share(kind):
+    groups = np.random.default_rng(0).integers(0, 60, 3000)
+    frame = table(3000, who=pd.Series(groups).astype(kind))
+    splits = split(frame, seed=3, by="group:who", train=0.7, val=0.2, test=0.1)
+    complete(splits, 3000)
+    names = {name: set(groups[rows]) for name, rows in splits.items()}
+    assert sum(map(len, names.values())) == 60
+    for name, share in (("train", 0.7), ("val", 0.2), ("test", 0.1)):
+        assert abs(len(splits[name]) / 3000 - share) < 0.03
+
+
+def test_rows_without_a_group_are_one_group():
+    who = pd.Series(["a", "b", "c", None] * 25)
+    splits = split(table(100, who=who), by="group:who")
+    assert sum(who.iloc[rows].isna().any() for rows in splits.values()) == 1
+
+
+def test_group_split_depends_on_the_seed_and_not_on_the_type_of_the_column():
+    groups = np.arange(300) % 30
+    first = split(table(300, who=groups), seed=1, by="group:who")
+    as_text = split(table(300, who=groups.astype(str)), seed=1, by="group:who")
+    other = split(table(300, who=groups), seed=2, by="group:who")
+    assert all((first[name] == as_text[name]).all() for name in SPLITS)
+    assert set(first["test"]) != set(other["test"])
+
+
+def test_fewer_groups_than_splits_are_refused():
+    assert "'who' has 2 groups" in refusal(table(10, who=[1, 2] * 5), by="group:who")
+
+
+def test_split_that_would_be_empty_is_refused():
+    assert "data.split leaves 0 of 4 rows for val" in refusal(table(4), train=0.98, val=0.01, test=0.01)
+    assert "data.split leaves" in refusal(table(2))
+    assert "for train" in refusal(table(3), np.array([0, 0, 0]))
+
+
+# --------------------------------------------------------------------------------------------- randomness and disk
+
+
+def test_generator_is_a_function_of_its_key():
+    def draw(*key: int) -> list[int]:
+        return torch.randint(2**40, (4,), generator=data.generator(*key)).tolist()
+
+    keys = [(0,), (1,), (0, 0), (0, 1), (1, 0), (1, 2, 3), (3, 2, 1), (2**32 - 1, 10**6)]
+    assert [draw(*key) for key in keys] == [draw(*key) for key in keys]
+    assert len({tuple(draw(*key)) for key in keys[1:]} | {tuple(draw(0))}) >= len(keys) - 1
+    assert draw(0, 1) != draw(1, 0)
+
+
+def test_generator_leaves_the_global_one_alone():
+    before = torch.random.get_rng_state()
+    torch.randperm(10, generator=data.generator(1, 2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("n", "size"), [(10, 3), (9, 3), (1, 5), (5, 5), (6, 1)])
+def test_batches_cover_each_row_once_in_random_order(n, size):
+    found = list(data.batches(n, size, data.generator(0, 1)))
+    assert [len(rows) for rows in found] == [size] * (n // size) + [n % size] * (n % size > 0)
+    assert sorted(torch.cat(found).tolist()) == list(range(n))
+    again = torch.cat(list(data.batches(n, size, data.generator(0, 1))))
+    assert torch.equal(torch.cat(found), again)
+    if n > 4:
+        assert not torch.equal(again, torch.cat(list(data.batches(n, size, data.generator(0, 2)))))
+
+
+@pytest.mark.parametrize("y", [torch.tensor([0, 2, 1, 2, 0]), torch.tensor([0.5, -1, 2, 3, 4], dtype=torch.float32)])
+@pytest.mark.parametrize("codes", [torch.uint8, torch.int16])
+def test_split_comes_back_from_disk_as_it_was(tmp_path, y, codes):
+    stored = TabularData(torch.randn(5, 3).T.contiguous().T, torch.arange(10, dtype=codes).reshape(5, 2), y)
+    data.save_split(tmp_path / "source", "val", stored, np.array([3, 5, 8, 9, 11]))
+    loaded = data.load_split("source", "val", tmp_path)
+    for name in ("x_num", "x_cat", "y"):
+        ours, theirs = getattr(stored, name), getattr(loaded, name)
+        assert ours.dtype == theirs.dtype
+        assert torch.equal(ours, theirs)
+    assert data.load_rows("source", "val", tmp_path).tolist() == [3, 5, 8, 9, 11]
+
+
+def test_same_split_is_stored_in_the_same_bytes(tmp_path):
+    stored = TabularData(torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.uint8), torch.tensor([0, 1]))
+    for folder in ("a", "b"):
+        data.save_split(tmp_path / folder, "train", stored, np.array([0, 1]))
+    first, second = ((tmp_path / folder / "train.safetensors").read_bytes() for folder in ("a", "b"))
+    assert first == second
+    assert data.load_split("a", "train", tmp_path).x_num.shape == (2, 0)
+
+
+def test_split_that_is_not_there_says_what_to_run(tmp_path):
+    for load in (data.load_split, data.load_rows):
+        with pytest.raises(UserError, match="dvc repro"):
+            load("source", "train", tmp_path)
+
+
+def test_domains_are_the_folders_there(tmp_path):
+    assert data.domains(tmp_path) == []
+    (tmp_path / "transfer").mkdir()
+    (tmp_path / "source").mkdir()
+    assert data.domains(tmp_path) == ["source", "transfer"]
+
+
+def test_taken_rows_and_length():
+    whole = TabularData(torch.arange(6.0).reshape(3, 2), torch.arange(3).reshape(3, 1), torch.tensor([5, 6, 7]))
+    part = whole.take(torch.tensor([2, 0]))
+    assert len(whole) == 3
+    assert (part.x_num.tolist(), part.x_cat.tolist(), part.y.tolist()) == ([[4, 5], [0, 1]], [[2], [0]], [7, 5])
