@@ -1,7 +1,7 @@
 """A project of its own for a test: parameters, a folder for sources, and its own MLflow database."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database: Path) -> Iterator[Callable[..., Path]]:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database: Path) -> Callable[..., Path]:
     """`project({"data.source": …})` enters an empty project with these parameters and returns its folder."""
 
     def enter(changes: dict[str, Any]) -> Path:
@@ -58,4 +58,4 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database: Path) -> 
 
     for variable in ("DVC_ROOT", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(variable, raising=False)
-    yield enter
+    return enter

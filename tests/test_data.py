@@ -94,7 +94,7 @@ def test_splits_are_disjoint_complete_and_not_empty(codes, cut, how, seed):
         splits = split_rows(frame, codes, options, seed)
     except UserError as error:
         refused = str(error)
-        assert refused.startswith("data.split")  # noqa: PT017
+        assert refused.startswith("data.split")
         return
     complete(splits, len(codes))
     assert all(len(rows) >= 1 for rows in splits.values())
@@ -201,7 +201,7 @@ def test_fewer_groups_than_splits_are_refused():
 
 
 def test_split_that_would_be_empty_is_refused():
-    assert "data.split leaves 0 of 4 rows for val" in refusal(table(4), train=0.98, val=0.01, test=0.01)
+    assert "data.split leaves 0 of 4 rows for val" in refusal(table(4), np.arange(4))
     assert "data.split leaves" in refusal(table(2))
     assert "for train" in refusal(table(3), np.array([0, 0, 0]))
 
@@ -215,8 +215,7 @@ def test_generator_is_a_function_of_its_key():
 
     keys = [(0,), (1,), (0, 0), (0, 1), (1, 0), (1, 2, 3), (3, 2, 1), (2**32 - 1, 10**6)]
     assert [draw(*key) for key in keys] == [draw(*key) for key in keys]
-    assert len({tuple(draw(*key)) for key in keys[1:]} | {tuple(draw(0))}) >= len(keys) - 1
-    assert draw(0, 1) != draw(1, 0)
+    assert len({tuple(draw(*key)) for key in keys}) == len(keys)
 
 
 def test_generator_leaves_the_global_one_alone():

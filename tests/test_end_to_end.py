@@ -74,7 +74,7 @@ def test_a_clone_runs_once_then_nothing_and_forced_changes_no_byte(
     assert set(locked) <= set(runs)
     for stage, entry in locked.items():
         # The key of a run can be had from dvc.lock alone: that is how runs and versions are brought together.
-        params = {name: value for name, value in _flat(entry.get("params", {}).get("params.yaml", {})).items()}
+        params = _flat(entry["params"]["params.yaml"])
         deps = {dep["path"]: dep["md5"] for dep in entry["deps"]}
         assert runs[stage].data.tags["stage.key"] == stage_key({"params": params, "deps": deps}), stage
         assert runs[stage].info.status == "FINISHED"

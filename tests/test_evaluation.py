@@ -4,9 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 from sklearn import metrics as reference
 
-from pipeline import evaluation, metrics
+from pipeline import evaluation, figures, metrics
 from pipeline.data import TabularData, generator, save_split
 from pipeline.evaluation import GRID, evaluate, load_scores, report, save, summary
 from pipeline.schema import Schema, Target
@@ -62,7 +63,10 @@ def test_roc_curve_is_that_of_scikit_learn(name):
     assert table["fpr"].tolist() == pytest.approx(GRID)
     for code, label in enumerate(target.classes):
         fpr, tpr, _ = reference.roc_curve(y == code, chances[:, code], drop_intermediate=False)
-        assert table[f"tpr.{label}"].to_numpy() == pytest.approx(np.interp(GRID, fpr, tpr), abs=2e-6)
+        found = table[f"tpr.{label}"].to_numpy()
+        # Where the curve rises straight up at a point of the grid, rounding chooses between foot and top.
+        assert (found >= np.interp(GRID - 1e-6, fpr, tpr) - 2e-5).all()
+        assert (found <= np.interp(GRID + 1e-6, fpr, tpr) + 2e-5).all()
     assert table["tpr"].to_numpy() == pytest.approx(table.iloc[:, 2:].mean(axis=1).to_numpy(), abs=2e-6)
 
 
@@ -75,8 +79,8 @@ def test_precision_is_the_best_of_scikit_learns_at_each_recall_or_a_higher_one(n
         precision, recall, _ = reference.precision_recall_curve(y == code, chances[:, code])
         found = table[f"precision.{label}"].to_numpy()
         for goal, value in zip(GRID, found, strict=True):
-            # Between two recalls that occur, anything between their precisions will do.
-            at_least = precision[recall >= goal - 1e-6].max()
+            # Between two recalls that occur, anything between their precisions will do; the last point is a convention.
+            at_least = precision[:-1][recall[:-1] >= goal - 1e-6].max()
             below = recall[recall <= goal + 1e-6].max()
             at_most = precision[recall >= below - 1e-6].max()
             assert at_least - 1e-5 <= value <= at_most + 1e-5, (label, goal)
@@ -233,6 +237,14 @@ def test_any_label_is_drawn_without_an_error_or_a_warning(tmp_path, classes):
     found = report(*made_up(classes))
     save(tmp_path, found)
     assert {path.name for path in tmp_path.glob("*.png")} == {"confusion.png", "roc.png", "pr.png", "calibration.png"}
+
+
+def test_the_legend_of_the_curves_names_each_class():
+    tables = report(*made_up(("_low", "mid", "$high$"))).tables
+    axes = Figure().add_subplot()
+    figures.curves(axes, tables["roc"], "x", "y")
+    assert [text.get_text().strip() for text in axes.get_legend().get_texts()][:2] == ["_low", "mid"]
+    assert len(axes.get_legend().get_texts()) == 4
 
 
 def test_a_table_of_one_row_and_one_class_is_drawn(tmp_path):

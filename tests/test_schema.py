@@ -418,9 +418,7 @@ def test_labels_come_back_as_they_were(values, classes):
     assert [type(label) for label in again.classes] == [type(label) for label in target.classes]
 
 
-@given(
-    st.lists(st.integers(-(10**9), 10**9) | st.text(max_size=3), min_size=2, max_size=9, unique_by=str)
-)
+@given(st.lists(st.integers(-(10**9), 10**9) | st.text(max_size=3), min_size=2, max_size=9, unique_by=str))
 @settings(max_examples=60, database=None, deadline=None)
 def test_every_class_has_its_code_and_others_have_none(labels):
     values = pd.Series(labels * 3, dtype=object, name="y")

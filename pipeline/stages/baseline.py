@@ -24,10 +24,12 @@ def main() -> None:
         return tables[domain].iloc[load_rows(domain, split)]
 
     with stage_run("baseline", settings) as run:
-        trees = Trees(rows("source", "train"), y.numpy(), learned, target, settings.seed)
+        seed, threads = settings.seed, settings.threads
+        trees = Trees(rows("source", "train"), y.numpy(), learned, target, seed=seed, threads=threads)
         judged = evaluation.evaluate(lambda *part: trees.outputs(rows(*part)), target, learned)
         constant = evaluation.evaluate(lambda *part: constant_outputs(y, len(rows(*part)), target), target, learned)
-        judged.scores.update({f"constant.{name}": score for name, score in constant.scores.items()})
+        headlines = (config.task_metrics(target.task)[0], "loss")
+        judged.scores.update({f"constant.{k}": v for k, v in constant.scores.items() if k.split(".")[-1] in headlines})
         evaluation.save(REPORT, judged)
         run.log_metrics(judged.scores)
         run.log_files(REPORT)
