@@ -242,7 +242,7 @@ def test_any_label_is_drawn_without_an_error_or_a_warning(tmp_path, classes):
 def test_the_legend_of_the_curves_names_each_class():
     tables = report(*made_up(("_low", "mid", "$high$"))).tables
     axes = Figure().add_subplot()
-    figures.curves(axes, tables["roc"], "x", "y")
+    figures.curves(axes, tables["roc"], title="", xlabel="", ylabel="")
     assert [text.get_text().strip() for text in axes.get_legend().get_texts()][:2] == ["_low", "mid"]
     assert len(axes.get_legend().get_texts()) == 4
 
