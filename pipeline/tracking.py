@@ -156,9 +156,8 @@ def connect(tracking: Tracking) -> None:
                     raise
         mlflow.set_experiment(tracking.experiment)
     except MlflowException as error:
-        raise UserError(
-            f"tracking: {_without_secret(uri)} does not answer: {str(error).splitlines()[0][:200]}"
-        ) from None
+        why = str(error).splitlines()[0]
+        raise UserError(_without_secret(f"tracking: {uri} does not answer: {why}")[:300]) from None
 
 
 def serve(tracking: Tracking, port: int) -> None:
@@ -297,8 +296,9 @@ def _now() -> int:
     return int(time.time() * 1000)
 
 
-def _without_secret(uri: str) -> str:
-    return re.sub(r"//[^/@]*@", "//", uri)
+def _without_secret(text: str) -> str:
+    """Text with the user and password of any URL in it left out."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 @contextmanager
