@@ -18,7 +18,7 @@ from pipeline.config import Model
 from pipeline.data import TabularData
 from pipeline.errors import UserError
 from pipeline.model import build_network
-from pipeline.preprocessing import Preprocessor
+from pipeline.preprocessing import Preprocessor, fitted_names
 from pipeline.schema import Schema, Target
 from pipeline.training import Epoch, predict
 
@@ -104,12 +104,13 @@ def load_bundle(folder: Path) -> Bundle:
 
 
 def _description(path: Path) -> dict[str, Any]:
-    text = path.read_text(encoding="utf-8", errors="replace")
+    content = path.read_bytes()
     try:
-        body = json.loads(text)
+        body = json.loads(content)
+        same = files.dump_json(body).encode() == content
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not what was saved: {error}") from None
-    if not isinstance(body, dict) or not isinstance(body.get("sha256"), dict) or files.dump_json(body) != text:
+    if not isinstance(body, dict) or not isinstance(body.get("sha256"), dict) or not same:
         raise UserError(f"{path} is not what was saved")
     return body
 
@@ -121,7 +122,10 @@ def _build(body: dict[str, Any], tensors: dict[str, Tensor]) -> Bundle:
     network = build_network(model, learned, target.n_outputs, torch.Generator())
     network.load_state_dict(_under("network.", tensors))
     network.eval()
-    preprocessor = Preprocessor(body["scaling"], _under("preprocessor.", tensors))
+    numbers = _under("preprocessor.", tensors)
+    if set(numbers) != set(fitted_names(body["scaling"], learned)):
+        raise KeyError(f"its preprocessor lacks the numbers of scaling {body['scaling']}")
+    preprocessor = Preprocessor(body["scaling"], numbers)
     return Bundle(network, model, learned, target, preprocessor, body["params"])
 
 

@@ -9,12 +9,12 @@ from pipeline.errors import UserError
 
 CARD = """# {name}
 
-A PyTorch network that predicts `{target}` ({what}) from {n_features} columns of a table. Chosen among {candidates} for its
+A PyTorch network that predicts {target} ({what}) from {n_features} columns of a table. Chosen among {candidates} for its
 {metric} of {score:.4f}.
 
 ## Data
 
-Source: `{source}`, {rows}. Split {split}, seed {seed}. {domain}
+Source: {source}, {rows}. Split {split}, seed {seed}. {domain}
 What each column is, and why some were set aside, stands in `model.json` under `schema`.
 
 ## Metrics
@@ -129,7 +129,7 @@ def model_card(
 
 def _cell(text: str) -> str:
     """Text from a table, as Markdown shows it and never reads it."""
-    plain = " ".join(text.split())
+    plain = " ".join(text.split()).replace("&", "&amp;")
     for special in "\\`|<>[]*_{}":
         plain = (
             plain.replace(special, f"\\{special}")

@@ -2,17 +2,19 @@
 
 import difflib
 import json
-import types
+import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.representer import RoundTripRepresenter
 
 from pipeline import files
 from pipeline.errors import UserError
@@ -60,7 +62,7 @@ class Split(Section):
     by: Annotated[str, Field(pattern=r"^(random|(time|group):.+)$")] = "random"
 
     @model_validator(mode="after")
-    def _whole(self) -> Self:
+    def _sums_to_one(self) -> Self:
         total = self.train + self.val + self.test
         if abs(total - 1) > 1e-6:
             raise ValueError(f"train + val + test must be 1, got {total:g}")
@@ -240,7 +242,15 @@ def task_metrics(task: Task) -> tuple[str, ...]:
 
 
 def lower_is_better(metric: str) -> bool:
-    return metric.rsplit(".", maxsplit=1)[-1] in ("loss", "rmse", "mae", "ece")
+    """Whether a score such as `val.loss` or `val_rmse` is the better the smaller it is."""
+    return re.split("[._]", metric)[-1] in ("loss", "rmse", "mae", "ece")
+
+
+def is_whole(name: str) -> bool:
+    """Whether a dotted parameter takes whole numbers only."""
+    *sections, key = name.split(".")
+    types = _types(_fields_at(tuple(sections))[key].annotation)
+    return int in types and float not in types
 
 
 def load(path: Path = PATH) -> Config:
@@ -249,6 +259,8 @@ def load(path: Path = PATH) -> Config:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run this in the folder of the project") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start})") from None
     try:
@@ -266,22 +278,22 @@ def load(path: Path = PATH) -> Config:
         raise UserError(f"{path} must hold sections such as data and train, got {type(values).__name__}")
     try:
         return _parse(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{path}{_line(text, first['loc'])}: {_message(first)}") from None
+    except _RefusedError as error:
+        raise UserError(f"{path}{_line(text, error.location)}: {error}") from None
 
 
 def from_mapping(values: Mapping[str, Any]) -> Config:
     """A configuration from plain values; raises `UserError` as `load` does."""
     try:
         return _parse(values)
-    except ValidationError as error:
-        raise UserError(_message(error.errors()[0])) from None
+    except _RefusedError as error:
+        raise UserError(str(error)) from None
 
 
 def adopt(patch: Mapping[str, Any], path: Path = PATH) -> dict[str, tuple[Any, Any]]:
     """Write the leaves of `patch` into `params.yaml`, keeping its comments; returns old and new value by dotted name."""
     yaml = YAML()
+    yaml.Representer = _Representer
     yaml.preserve_quotes = True
     yaml.width = 4096
     tree = yaml.load(path.read_text(encoding="utf-8"))
@@ -299,6 +311,15 @@ def adopt(patch: Mapping[str, Any], path: Path = PATH) -> dict[str, tuple[Any, A
         node[key] = value
     files.write_text(path, dump_yaml(tree, yaml))
     return changes
+
+
+class _Representer(RoundTripRepresenter):
+    """Writes null as a word: an empty place is easily taken for a forgotten value."""
+
+
+_Representer.add_representer(
+    type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+)
 
 
 def dump_yaml(values: Any, yaml: YAML | None = None) -> str:
@@ -336,11 +357,31 @@ def _patched(values: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, 
     return dict(patched)
 
 
+class _RefusedError(Exception):
+    """A value that the rules refuse, and where it stands."""
+
+    def __init__(self, location: tuple[str | int, ...], message: str) -> None:
+        self.location = location
+        super().__init__(message)
+
+
 def _parse(values: Mapping[str, Any]) -> Config:
-    # By way of JSON: pydantic's strict mode takes a JSON array as a tuple, but not a Python list.
-    config = Config.model_validate_json(json.dumps(values, default=str))
+    config = _validated(values)
     _check_space(config)
     return config
+
+
+def _validated(values: Mapping[str, Any]) -> Config:
+    try:
+        # By way of JSON: pydantic's strict mode takes a JSON array as a tuple, but not a Python list.
+        return Config.model_validate_json(json.dumps(values, default=str))
+    except ValidationError as error:
+        first, *others = error.errors()
+        # A value that may be of several types is refused once for each of them.
+        rules = [_rule(other) for other in others if _keys(other["loc"]) == _keys(first["loc"])]
+        raise _RefusedError(first["loc"], _message(first, rules)) from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _RefusedError((), f"must hold plain values under names: {error}") from None
 
 
 def _check_space(config: Config) -> None:
@@ -348,36 +389,49 @@ def _check_space(config: Config) -> None:
     plain = config.model_dump(mode="json", by_alias=True)
     known = [name for name in flatten(plain) if name.startswith(("model.", "train."))]
     for name, space in config.search.space.items():
+        here = ("search", "space", name)
         if name not in known:
-            raise UserError(f"search.space.{name} is not a parameter of model or train{_nearest(name, known)}")
+            raise _RefusedError(
+                here, f"search.space.{name} is not a parameter of model or train{_nearest(name, known)}"
+            )
         for value in space.ends:
             try:
-                Config.model_validate_json(json.dumps(_patched(plain, {name: _whole(value)})))
-            except ValidationError as error:
-                raise UserError(f"search.space.{name}: {_message(error.errors()[0])}") from None
+                _validated(_patched(plain, {name: _whole(value)}))
+            except _RefusedError as error:
+                raise _RefusedError(here, f"search.space.{name}: {error}") from None
 
 
 def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _message(error: Any) -> str:
+def _message(error: Any, more_rules: Sequence[str] = ()) -> str:
     """One pydantic error as `name rule, got value`."""
     name = ".".join(_keys(error["loc"]))
     match error["type"]:
         case "extra_forbidden":
-            known = _fields_at(error["loc"][:-1])
+            known = list(_fields_at(error["loc"][:-1]))
             return f"{name} is not a known key{_nearest(error['loc'][-1], known)}"
+        case "json_invalid":
+            return "holds text that is not Unicode"
         case "missing":
             return f"{name} is missing"
         case "value_error":
             text = str(error["ctx"]["error"])
             return f"{name}: {text}" if name else text
         case "string_pattern_mismatch" if name == "data.split.by":
-            return f"{name} must be random, time:<column> or group:<column>, got {error['input']!r}"
+            return f"{name} must be random, time:<column> or group:<column>, got {_shown(error)}"
         case _:
-            rule = error["msg"].replace("Input should", "must").replace("String should", "must")
-            return f"{name} {rule}, got {error['input']!r}"
+            return f"{name} {' or '.join([_rule(error), *more_rules])}, got {_shown(error)}"
+
+
+def _rule(error: Any) -> str:
+    return str(error["msg"]).replace("Input should", "must").replace("String should", "must")
+
+
+def _shown(error: Any) -> str:
+    value = repr(error["input"])
+    return value if len(value) <= 80 else value[:79] + "…"
 
 
 def _keys(location: tuple[str | int, ...]) -> list[str]:
@@ -386,21 +440,26 @@ def _keys(location: tuple[str | int, ...]) -> list[str]:
     return [str(key) for key in location if not str(key).startswith(branches) or key in ("float", "str")]
 
 
-def _fields_at(location: tuple[str | int, ...]) -> list[str]:
-    model: Any = Config
+def _fields_at(location: tuple[str | int, ...]) -> dict[str, FieldInfo]:
+    """The fields of the section at `location`, by the names they have in the file."""
+    fields = _fields(Config)
     for key in location:
-        fields = {field.alias or name: field for name, field in model.model_fields.items()}
-        if key not in fields:
-            return list(Space.model_fields) if "space" in location else []
-        options = (
-            typing.get_args(fields[str(key)].annotation)
-            if isinstance(fields[str(key)].annotation, types.UnionType)
-            else (fields[str(key)].annotation,)
-        )
-        model = next((option for option in options if isinstance(option, type) and issubclass(option, Section)), None)
-        if model is None:
-            return list(Space.model_fields) if "space" in location else []
-    return [field.alias or name for name, field in model.model_fields.items()]
+        # A key of one's own choice, such as a parameter in search.space, leaves the section as it is.
+        if str(key) in fields:
+            sections = [kind for kind in _types(fields[str(key)].annotation) if issubclass(kind, Section)]
+            fields = _fields(sections[0]) if sections else {}
+    return fields
+
+
+def _fields(section: type[Section]) -> dict[str, FieldInfo]:
+    return {field.alias or name: field for name, field in section.model_fields.items()}
+
+
+def _types(annotation: Any) -> set[type]:
+    """The classes that an annotation such as `dict[str, Space] | None` is made of."""
+    parts = typing.get_args(annotation)
+    found = {annotation} if isinstance(annotation, type) and not parts else set()
+    return found.union(*(_types(part) for part in parts))
 
 
 def _nearest(name: object, known: list[str]) -> str:

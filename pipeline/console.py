@@ -35,7 +35,7 @@ def _terminate(*_: object) -> NoReturn:
 
 def _fail(message: str, status: int) -> NoReturn:
     sys.stdout.flush()
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    print(f"error: {message}", file=sys.stderr)
     raise SystemExit(status)
 
 

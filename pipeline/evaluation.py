@@ -112,7 +112,9 @@ def _curves(predicted: Tensor, y: Tensor, target: Target) -> tuple[pd.DataFrame,
         precision, recall, _ = classification.binary_precision_recall_curve(predicted[:, code], truth)
         # The best precision at this recall or a higher one; recall comes in descending order, from 1 to 0.
         best = np.maximum.accumulate(precision.numpy())
-        pr[f"precision.{name}"] = np.interp(GRID, recall.numpy()[::-1], best[::-1])
+        # float32 recalls are off in their last digits.
+        reached = np.searchsorted(recall.numpy()[::-1], GRID - 1e-6)
+        pr[f"precision.{name}"] = best[::-1][reached]
     means = [np.mean(list(curves.values()), axis=0) if curves else np.full(len(GRID), np.nan) for curves in (roc, pr)]
     return (
         pd.DataFrame({"fpr": GRID, "tpr": means[0], **roc}).round(6),

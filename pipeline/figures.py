@@ -1,5 +1,6 @@
 """The plots of reports and searches, as PNG."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,12 @@ MAX_CELLS = 20  # classes whose counts are written into the confusion matrix
 def save(path: Path, draw: Callable[[Axes], None]) -> None:
     figure = Figure(figsize=(5.5, 4.5), layout="constrained")
     draw(figure.add_subplot())
-    with files.replacing(path) as temporary:
+    _write(path, figure)
+
+
+def _write(path: Path, figure: Figure) -> None:
+    with files.replacing(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # drawn as a box
         # No version of the library in the file: the same plot, the same bytes.
         figure.savefig(temporary, dpi=100, metadata={"Software": None})
 
@@ -42,8 +48,10 @@ def save_report(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
 
 def _text(label: object) -> str:
     """A label as plain text: matplotlib would read $ as mathematics."""
-    text = str(label).replace("$", r"\$")
-    return text if len(text) <= 24 else text[:23] + "…"
+    text = " ".join(str(label).split())
+    text = text if len(text) <= 24 else text[:23] + "…"
+    # A leading underscore would hide the label from the legend.
+    return (" " + text if text.startswith("_") else text).replace("$", r"\$")
 
 
 def confusion(axes: Axes, table: pd.DataFrame) -> None:
@@ -124,5 +132,4 @@ def _save_slices(path: Path, trials: pd.DataFrame, names: list[str], metric: str
         if name in log:
             axes.set_xscale("log")
     panels[0].set_ylabel(metric)
-    with files.replacing(path) as temporary:
-        figure.savefig(temporary, dpi=100, metadata={"Software": None})
+    _write(path, figure)

@@ -20,7 +20,8 @@ def loss(outputs: Tensor, y: Tensor, task: Task, smoothing: float = 0.0, weights
     if task == "regression":
         return F.mse_loss(outputs.squeeze(1), y)
     if task == "multiclass":
-        return F.cross_entropy(outputs, y, weight=weights, label_smoothing=smoothing)
+        each = F.cross_entropy(outputs, y, label_smoothing=smoothing, reduction="none")
+        return each.mean() if weights is None else (weights[y] * each).sum() / weights[y].sum()
     goal = y.to(outputs.dtype) * (1 - smoothing) + smoothing / 2
     if weights is None:
         return F.binary_cross_entropy_with_logits(outputs.squeeze(1), goal)
@@ -78,7 +79,6 @@ def _auroc(probabilities: Tensor, y: Tensor) -> dict[str, float]:
 
 def calibration_error(probabilities: Tensor, y: Tensor) -> float:
     """Expected calibration error: how far confidence and accuracy differ, on average (Guo et al. 2017, eq. 3)."""
-    n_classes = probabilities.shape[1]
-    return float(
-        classification.multiclass_calibration_error(probabilities, y, num_classes=n_classes, n_bins=CALIBRATION_BINS)
-    )
+    confidence, codes = probabilities.max(1)
+    sure = confidence.clamp(max=1 - 2**-24)  # torchmetrics would give confidence 1 a bin of its own
+    return float(classification.binary_calibration_error(sure, (codes == y).long(), n_bins=CALIBRATION_BINS))

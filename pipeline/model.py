@@ -58,7 +58,7 @@ class Dropout(nn.Module):
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        dropped = round(self.p * 2**16)
+        dropped = min(round(self.p * 2**16), 2**16 - 1)
         if not self.training or dropped == 0:
             return x
         words = torch.empty(x.numel() // 4 + 1, dtype=torch.int64, device=x.device)

@@ -138,3 +138,9 @@ def category_codes(table: pd.DataFrame, schema: Schema) -> np.ndarray:
         found[found < FIRST] = UNSEEN
         codes[:, place] = np.where(values.isna(), MISSING, found)
     return codes
+
+
+def fitted_names(scaling: Scaling, schema: Schema) -> tuple[str, ...]:
+    """The numbers that a fitted preprocessor holds; raises `KeyError` for an unknown scaling."""
+    names = _FITTED[scaling]
+    return names if schema.of_kind("numeric") or schema.of_kind("datetime") else ()

@@ -16,7 +16,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from pipeline.config import Config, Space, flatten, lower_is_better, task_metrics
+from pipeline.config import Config, Space, is_whole, lower_is_better, task_metrics
 from pipeline.data import TabularData, generator
 from pipeline.errors import DivergedError, UserError
 from pipeline.model import build_network
@@ -78,7 +78,7 @@ def search(
     `UserError` if all do.
     """
     metric = f"val_{task_metrics(config.data.task)[0]}"
-    space = {name: distribution(item, whole=_is_whole(config, name)) for name, item in config.search.space.items()}
+    space = {name: distribution(item, whole=is_whole(name)) for name, item in config.search.space.items()}
     direction = StudyDirection.MINIMIZE if lower_is_better(metric) else StudyDirection.MAXIMIZE
     study = optuna.create_study(direction=direction, pruner=optuna.pruners.NopPruner())
     n_trials = config.search.n_trials
@@ -146,13 +146,6 @@ def grid(space: Space, dist: BaseDistribution) -> list[Any]:
         return sorted({round(float(point)) for point in points})
     # Rounded, since 10**-k by way of logarithms is off in its last digits; the ends stay inside the range.
     return [min(max(float(f"{point:.12g}"), low), high) for point in points]
-
-
-def _is_whole(config: Config, name: str) -> bool:
-    value = flatten(config.model_dump(mode="json", by_alias=True))[name]
-    space = config.search.space[name]
-    whole_ends = all(isinstance(end, int | float) and float(end).is_integer() for end in space.ends)
-    return isinstance(value, int) and not isinstance(value, bool) and whole_ends
 
 
 def _value(space: Space, drawn: Any) -> Any:

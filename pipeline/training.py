@@ -151,7 +151,7 @@ def lr_factor(step: int, steps: int, settings: Train) -> float:
         peak = max(settings.warmup * steps - 1, 0)
         if step < peak:
             return _cosine_arm(ONECYCLE_START, 1.0, step / peak)
-        return _cosine_arm(1.0, ONECYCLE_START * ONECYCLE_END, (step - peak) / max(last - peak, 1))
+        return _cosine_arm(1.0, ONECYCLE_START * ONECYCLE_END, (step - peak) / (last - peak) if last > peak else 0.0)
     rising = settings.warmup * steps
     if step < rising:
         return (step + 1) / (rising + 1)

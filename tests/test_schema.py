@@ -40,6 +40,7 @@ def refusal(call, *arguments) -> str:
         call(*arguments)
     message = str(caught.value)
     assert len(message.splitlines()) == 1, message
+    assert "np." not in message, message
     return message
 
 
@@ -205,6 +206,7 @@ def test_categories_are_those_of_training_rows_the_most_frequent_first():
         ([str(i) for i in range(N)], "numeric", "data.kinds"),
         (objects(True, False, None), "numeric", "data.kinds"),
         (DAYS, "categorical", "data.kinds"),
+        (pd.to_timedelta(np.arange(N) % 3, unit="h"), "categorical", "data.kinds"),
         (DAYS, "drop", "data.kinds"),
         ([1.0] * N, "numeric", "data.kinds"),
     ],
@@ -273,10 +275,17 @@ def test_canonical_text_does_not_depend_on_the_type(values):
         ([-0.0, 0.0], ["0", "0"]),
         (pd.Categorical([1, "1"]), ["1", "1"]),
         ([" a ", ""], [" a ", ""]),
+        (pd.to_timedelta([1, 26], unit="h"), ["0 days 01:00:00", "1 days 02:00:00"]),
+        (pd.Series([[1], [2]], dtype=object), ["[1]", "[2]"]),
     ],
 )
 def test_canonical_text(values, texts):
     assert schemas.canonical(pd.Series(values)).tolist() == texts
+
+
+def test_canonical_text_of_dates_does_not_depend_on_their_unit():
+    texts = [schemas.canonical(pd.Series(DAYS).astype(f"datetime64[{unit}]")).tolist() for unit in ("s", "us", "ns")]
+    assert texts[0] == texts[1] == texts[2]
 
 
 def test_canonical_of_a_category_without_categories_is_missing():
@@ -446,6 +455,7 @@ def test_regression_target_is_standardised_as_numpy_does():
         ([np.nan, np.nan], "regression", "no value"),
         (["a", "a"], "binary", "one class, 'a'"),
         (["a", "a"], "multiclass", "one class, 'a'"),
+        ([7, 7], "multiclass", "one class"),
         ([1.5, 1.5], "regression", "1.5 in every row"),
         (list("abc") * 4, "binary", "3 classes"),
         (["a", "b"] * 4, "regression", "binary or multiclass?"),
@@ -453,6 +463,8 @@ def test_regression_target_is_standardised_as_numpy_does():
         (np.linspace(0, 1, N), "multiclass", "regression?"),
         ([f"id-{i}" for i in range(N)], "multiclass", "is it an id?"),
         ([1.0, np.inf, 2.0], "regression", "infinite in row 2"),
+        ([1e300, -1e300, 3.0], "regression", "scale"),
+        ([0.0, 1e-200], "regression", "scale"),
         ([1.0, 2.0, -np.inf] * 4, "multiclass", "infinite in row 3"),
         (pd.to_datetime(["2020-01-01", "2020-01-02"] * 4), "regression", "binary or multiclass?"),
         (pd.Series([[1], [2]] * 4, dtype=object), "binary", "list"),

@@ -366,6 +366,9 @@ def test_one_batch_of_real_rows_is_learnt_by_heart_and_the_network_stays_as_it_w
     assert last["val_accuracy"] == 1.0 if of.target.task != "regression" else last["val_loss"] < 0.02
     assert equal(built.state_dict(), before)
     assert built[2].p == 0.4
+    # Nothing that holds the network back has a part in it.
+    free = settings(optimizer=optimizer, lr=lr, overfit=Overfit())
+    assert history == overfit_check(network(of, dropout=0.0), of.train, free, of.target, seed=0)
 
 
 @TASKS
