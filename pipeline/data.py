@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline import files
 from pipeline.config import Split
 from pipeline.errors import UserError
-from pipeline.schema import canonical
+from pipeline.schema import canonical, known_date_format
 
 PREPARED = Path("data/prepared")
 SPLITS = ("train", "val", "test")
@@ -39,7 +39,7 @@ class TabularData:
 
 def generator(*key: int, device: torch.device | str = "cpu") -> torch.Generator:
     """Random numbers that are a function of `key` alone, such as (seed, epoch)."""
-    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    seed = int(np.random.SeedSequence((len(key), *key)).generate_state(1, np.uint64)[0] >> np.uint64(1))
     return torch.Generator(device=device).manual_seed(seed)
 
 
@@ -126,10 +126,11 @@ def _by_time(moments: pd.Series, split: Split) -> np.ndarray:
     if moments.isna().any():
         raise UserError(f"data.split.by: {str(moments.name)!r} is missing in {int(moments.isna().sum())} rows")
     if not pd.api.types.is_numeric_dtype(moments.dtype) and not pd.api.types.is_datetime64_any_dtype(moments.dtype):
-        try:
-            moments = pd.to_datetime(moments, utc=True, format="mixed")
-        except (ValueError, TypeError):
-            raise UserError(f"data.split.by: {str(moments.name)!r} holds neither times nor numbers") from None
+        text = canonical(moments)
+        date_format = known_date_format(text)
+        if date_format is None:
+            raise UserError(f"data.split.by: {str(moments.name)!r} holds neither times nor numbers")
+        moments = pd.to_datetime(text, utc=True, format=date_format)
     # A row's place in time is the share of rows at or before the first row of its moment.
     place = moments.rank(method="min", pct=False).sub(1).div(len(moments)).to_numpy()
     return np.select([place < split.train, place < split.train + split.val], ["train", "val"], "test")

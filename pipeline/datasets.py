@@ -6,8 +6,10 @@ import difflib
 import gzip
 import importlib.metadata
 import io
+import itertools
 import lzma
 import zipfile
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import IO
@@ -66,10 +68,13 @@ def read_file(source: str, options: Csv) -> pd.DataFrame:
         content = _fetch(source) if "://" in source else _local(source).read_bytes()
     except IsADirectoryError:
         raise UserError(f"data.source {source!r} is a folder: name a file in it") from None
-    name, content = _unpacked(source, content)
-    table = _parquet(source, content) if name.endswith(".parquet") else _csv(source, name, content, options)
+    shown = without_secret(source)
+    name, content = _unpacked(shown, content)
+    if Path(name).suffix not in _SUFFIXES:
+        raise UserError(f"{shown} must end in {', '.join(_SUFFIXES)}, also with .gz, .bz2, .xz or .zip")
+    table = _parquet(shown, content) if name.endswith(".parquet") else _csv(shown, name, content, options)
     if table.empty:
-        raise UserError(f"{source} has a header but no rows" if len(table.columns) else f"{source} is empty")
+        raise UserError(f"{shown} has a header but no rows" if len(table.columns) else f"{shown} is empty")
     return table
 
 
@@ -100,13 +105,13 @@ def without_secret(url: str) -> str:
     if "://" not in url:
         return url
     scheme, rest = url.split("://", 1)
-    host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path.partition('?')[0]}"
+    host, slash, path = rest.partition("?")[0].partition("#")[0].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def _unpacked(source: str, content: bytes) -> tuple[str, bytes]:
     """The name without its compression suffix, in lower case, and the bytes inside."""
-    name = source.partition("?")[0].lower() if "://" in source else source.lower()
+    name = source.lower()
     try:
         match Path(name).suffix:
             case ".gz":
@@ -125,7 +130,9 @@ def _unpacked(source: str, content: bytes) -> tuple[str, bytes]:
                             f"{source} must hold one table, found {len(members)}: {', '.join(members[:5]) or 'none'}"
                         )
                     return members[0].lower(), archive.read(members[0])
-    except (OSError, EOFError, zipfile.BadZipFile, lzma.LZMAError, RuntimeError) as error:
+    except UserError:
+        raise
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, lzma.LZMAError, RuntimeError, zlib.error) as error:
         raise UserError(f"{source} is not a whole {Path(name).suffix} file: {error}") from None
     return name, content
 
@@ -166,7 +173,7 @@ def _csv(source: str, name: str, content: bytes, options: Csv) -> pd.DataFrame:
 
 def _sniff(text: str) -> str:
     """The delimiter that cuts the first lines into the most columns, the same number in each."""
-    lines = text[:100_000].splitlines(keepends=True)[:50]
+    lines = list(itertools.islice(io.StringIO(text[:100_000], newline=""), 50))
 
     def columns(delimiter: str) -> int:
         try:
@@ -175,9 +182,9 @@ def _sniff(text: str) -> str:
             )
         except csv.Error:
             return 0
-        # A ragged row among the first lines must not hide the delimiter, only a delimiter that fits no line the same way.
-        width, times = widths.most_common(1)[0] if widths else (0, 0)
-        return width if times >= 0.8 * widths.total() else 0
+        # A ragged row among the first lines must not hide the delimiter, only one that fits most lines otherwise.
+        header = next((len(row) for row in csv.reader(lines, delimiter=delimiter) if row), 0)
+        return header if 2 * widths[header] >= widths.total() else 0
 
     return max(_DELIMITERS, key=columns)
 
@@ -222,14 +229,15 @@ def _openml(name: str) -> pd.DataFrame:
     """A dataset of openml.org by name, `name@version` or number."""
     from sklearn.datasets import fetch_openml
 
+    asked = name
     name, _, version = name.partition("@")
     if version and not version.isdigit():
-        raise UserError(f"data.source openml:{name}@{version} must end in a whole number, the version")
+        raise UserError(f"data.source openml:{asked} must end in a whole number, the version")
     by = {"data_id": int(name)} if name.isdigit() else {"name": name, "version": int(version) if version else "active"}
     try:
-        frame: pd.DataFrame = fetch_openml(**by, as_frame=True, parser="pandas", cache=False).frame
+        frame: pd.DataFrame = fetch_openml(**by, as_frame=True, parser="pandas", cache=False, target_column=None).frame
     except (OSError, ValueError) as error:
-        raise UserError(f"data.source openml:{name} cannot be read: {error}") from None
+        raise UserError(f"data.source openml:{asked} cannot be read: {error}") from None
     return frame.reset_index(drop=True)
 
 

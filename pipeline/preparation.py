@@ -79,9 +79,17 @@ def prepare(table: pd.DataFrame, second: pd.DataFrame | None, data: Data, seed: 
         counts |= {f"transfer_{name}": n for name, n in {"read": len(second), **dropped}.items()}
         in_transfer = np.ones(len(second), bool)
     transfer_rows = np.flatnonzero(usable & in_transfer)
+    if in_transfer.any() and not len(transfer_rows):
+        raise UserError(f"data.transfer: no row of the transfer domain has a value of {data.target!r}, the target")
     if len(transfer_rows):
-        transfer_target = _transfer_target(transfer_table[data.target].iloc[transfer_rows], target)
-        transfer_splits = _split(transfer_table, transfer_rows, transfer_target, data, seed)
+        _, _, by = data.split.by.partition(":")
+        if by and by not in transfer_table.columns:
+            raise UserError(f"data.split.by: data.transfer.source has no column {by!r}")
+        try:
+            transfer_target = _transfer_target(transfer_table[data.target].iloc[transfer_rows], target)
+            transfer_splits = _split(transfer_table, transfer_rows, transfer_target, data, seed)
+        except UserError as error:
+            raise UserError(f"in the transfer domain: {error}") from None
 
     for name, found in {"source": splits, "transfer": transfer_splits or {}}.items():
         counts |= {f"{name}_{split}": len(rows) for split, rows in found.items()}
@@ -153,6 +161,7 @@ def _transfer_target(values: pd.Series, target: Target) -> Target:
     if target.task == "regression":
         if not pd.api.types.is_numeric_dtype(values.dtype):
             raise UserError(f"data.transfer: {target.name!r} must hold numbers for task regression")
+        schemas.learn_target(values, target.task)
         return target
     return target if (target.encode(values) >= 0).all() else schemas.learn_target(values, target.task)
 

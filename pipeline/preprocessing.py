@@ -1,6 +1,7 @@
 """A checked table to tensors, by numbers fitted on training rows only."""
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from pipeline.schema import Part, Schema
 Scaling = Literal["standard", "quantile", "robust"]
 
 LIMIT = 1e6  # scaled values end here, so that no finite input overflows float32 inside the network
+LARGEST = 1e100  # of a raw number: its square is still a float64
 MISSING, UNSEEN, FIRST = 0, 1, 2  # category codes; FIRST is that of the most frequent category
 CHUNK = 65_536  # rows scaled at a time: what scikit-learn copies stays small
 
@@ -55,6 +57,8 @@ class Preprocessor:
 
     def _scaler(self) -> Any:
         scaler = _new_scaler(self.scaling, n_rows=1)
+        if not self.numbers:
+            return scaler
         for name, tensor in self.numbers.items():
             setattr(scaler, name, tensor.numpy())
         if self.scaling == "quantile":
@@ -67,8 +71,13 @@ def fit(table: pd.DataFrame, schema: Schema, scaling: Scaling) -> Preprocessor:
     raw = numeric_features(table, schema)
     if raw.shape[1] == 0:
         return Preprocessor(scaling, {})
-    scaler = _new_scaler(scaling, len(raw)).fit(raw)
-    fitted = {name: np.nan_to_num(np.asarray(getattr(scaler, name), np.float64), nan=0.0) for name in _FITTED[scaling]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a column that is all missing: its scale becomes 1
+        scaler = _new_scaler(scaling, len(raw)).fit(raw)
+    fitted = {
+        name: np.nan_to_num(np.asarray(getattr(scaler, name), np.float64), nan=float(name == "scale_"))
+        for name in _FITTED[scaling]
+    }
     return Preprocessor(
         scaling, {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in fitted.items()}
     )
@@ -106,12 +115,12 @@ def numeric_features(table: pd.DataFrame, schema: Schema) -> np.ndarray:
     columns = [table[column.name].to_numpy(np.float64) for column in schema.of_kind("numeric")]
     for column in schema.of_kind("datetime"):
         columns += [feature for part in column.parts for feature in _moment_features(table[column.name], part)]
-    return np.column_stack(columns) if columns else np.empty((len(table), 0))
+    return np.clip(np.column_stack(columns), -LARGEST, LARGEST) if columns else np.empty((len(table), 0))
 
 
 def _moment_features(moments: pd.Series, part: Part) -> list[np.ndarray]:
     """What `schema.PART_FEATURES` names: time as a number, and its place on the circles of the year, week and day."""
-    days = (moments - pd.Timestamp(0, tz="UTC")).dt.total_seconds().to_numpy(np.float64) / 86_400
+    days = (moments - pd.Timestamp("1970-01-01", tz="UTC")).dt.total_seconds().to_numpy(np.float64) / 86_400
 
     def circle(length: float) -> list[np.ndarray]:
         angle = 2 * np.pi * (days / length % 1)
@@ -129,7 +138,8 @@ def indicators(table: pd.DataFrame, schema: Schema) -> np.ndarray:
 
 
 def category_codes(table: pd.DataFrame, schema: Schema) -> np.ndarray:
-    """[n, d] codes in the smallest integer type that holds them: MISSING, UNSEEN, then the categories."""
+    """[n, d] codes in the smallest integer type that holds them: LARGEST = 1e100  # of a raw number: its square is still a float64
+    MISSING, UNSEEN, then the categories."""
     dtype = np.uint8 if max(schema.cardinalities, default=0) <= 256 else np.int16
     codes = np.empty((len(table), len(schema.cardinalities)), dtype)
     for place, column in enumerate(schema.of_kind("categorical")):

@@ -79,7 +79,7 @@ class Target(_Frozen):
     def encode(self, values: pd.Series) -> np.ndarray:
         """[n] int64 class codes, -1 for a class not in `classes`; or [n] float32, standardised."""
         if self.task == "regression":
-            return ((values.to_numpy(np.float64) - self.mean) / self.std).astype(np.float32)
+            return ((_plain(values)[0].to_numpy(np.float64) - self.mean) / self.std).astype(np.float32)
         return pd.Index([canonical_value(label) for label in self.classes]).get_indexer(pd.Index(canonical(values)))
 
     def labels(self, codes: np.ndarray) -> pd.Series:
@@ -131,19 +131,24 @@ def canonical(values: pd.Series) -> pd.Series:
     if isinstance(values.dtype, pd.CategoricalDtype):
         names = canonical(pd.Series(values.cat.categories))
         # Two categories, such as 1 and "1", may become one: through codes, not through a renamed dtype.
-        return pd.Series(names.to_numpy(object)[values.cat.codes], index=values.index, dtype="str").where(
-            values.notna()
-        )
-    unique = pd.unique(values.dropna())
+        return names.reindex(values.cat.codes).set_axis(values.index).astype("str")
+    try:
+        unique = pd.unique(values.dropna())
+    except TypeError:  # nested values of Parquet have no hash
+        return values.map(canonical_value, na_action="ignore").astype("str").where(values.notna())
     spelled = {value: canonical_value(value) for value in unique}
     return values.map(spelled).astype("str").where(values.notna())
 
 
 def canonical_value(value: Any) -> str:
+    if isinstance(value, np.timedelta64):  # which NumPy counts among the integers
+        return str(pd.Timedelta(value))
     if isinstance(value, bool | np.bool_):
         return str(bool(value))
     if isinstance(value, int | np.integer):
         return str(int(value))
+    if isinstance(value, np.datetime64):
+        return str(pd.Timestamp(value))
     if isinstance(value, float | np.floating):
         return str(int(value)) if float(value).is_integer() else repr(float(value))
     return str(value)
@@ -173,6 +178,9 @@ def learn_target(values: pd.Series, task: Task) -> Target:
     Raises `UserError` where the values and the task are at odds.
     """
     name = str(values.name)
+    values, nested = _plain(values)
+    if nested:
+        raise UserError(f"data.target: {name!r} holds {nested} values")
     n_values = values.nunique()
     numeric = dtypes.is_numeric_dtype(values.dtype) and not dtypes.is_bool_dtype(values.dtype)
     if n_values == 0:
@@ -186,10 +194,14 @@ def learn_target(values: pd.Series, task: Task) -> Target:
         if n_values == 1:
             raise UserError(f"data.target: {name!r} is {values.iloc[0]} in every row; there is nothing to learn")
         numbers = values.to_numpy(np.float64)
-        return Target(name=name, task=task, mean=float(numbers.mean()), std=float(numbers.std()))
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            mean, std = float(numbers.mean()), float(numbers.std())
+        if not 0 < std < np.inf:
+            raise UserError(f"data.target: {name!r} has a standard deviation of {std:g}: scale the column")
+        return Target(name=name, task=task, mean=mean, std=std)
     if n_values == 1:
         raise UserError(
-            f"data.target: {name!r} has one class, {values.iloc[0]!r}, in every row; there is nothing to learn"
+            f"data.target: {name!r} has one class, {canonical_value(values.iloc[0])!r}, in every row; there is nothing to learn"
         )
     if task == "binary" and n_values != 2:
         raise UserError(f"data.task is binary, but {name!r} has {n_values} classes ({_sample(values)}): multiclass?")
@@ -271,9 +283,11 @@ def _learn_column(whole: pd.Series, train: np.ndarray, data: Data) -> Column:
         return column("numeric", "numbers")
     unique = pd.Series(pd.unique(canonical(whole.dropna())))
     words = _words_among_numbers(unique)
-    if words:
-        return column("numeric", f"numbers; {', '.join(map(repr, words))} read as missing", missing_texts=words)
-    date_format = _date_format(unique)
+    if words is not None:
+        values = values.mask(values.isin(words))
+        beside = f"; {', '.join(map(repr, words))} read as missing" if words else ""
+        return column("numeric", f"text that reads as numbers{beside}", missing_texts=words)
+    date_format = known_date_format(unique)
     if date_format:
         parts = DATE_FORMATS[date_format]
         if date_format == "ISO8601":
@@ -288,7 +302,10 @@ def _learn_column(whole: pd.Series, train: np.ndarray, data: Data) -> Column:
 def _plain(values: pd.Series) -> tuple[pd.Series, str | None]:
     """Objects and rare types of Parquet as dates, numbers or text; the second part names what cannot be."""
     if isinstance(values.dtype, pd.CategoricalDtype):
-        values = values.astype(values.cat.categories.dtype)
+        dtype: Any = values.cat.categories.dtype
+        if values.isna().any() and (dtypes.is_integer_dtype(dtype) or dtypes.is_bool_dtype(dtype)):
+            dtype = "float64" if dtypes.is_integer_dtype(dtype) else "boolean"
+        values = values.astype(dtype)
     if dtypes.is_timedelta64_dtype(values.dtype):
         return values.dt.total_seconds(), None
     if dtypes.is_complex_dtype(values.dtype):
@@ -318,13 +335,14 @@ def _categories(values: pd.Series, data: Data) -> tuple[str, ...]:
     return tuple(value for _, value in ordered[: data.max_categories])
 
 
-def _words_among_numbers(unique: pd.Series) -> tuple[str, ...]:
-    """The few texts in a column that otherwise holds numbers."""
+def _words_among_numbers(unique: pd.Series) -> tuple[str, ...] | None:
+    """The few texts, or none, in a column that otherwise holds numbers; None where it does not."""
     words = unique[pd.to_numeric(unique, errors="coerce").isna()]
-    return tuple(sorted(words)) if len(unique) > 20 and 0 < len(words) <= min(MAX_WORDS, 0.1 * len(unique)) else ()
+    few = len(words) <= min(MAX_WORDS, 0.1 * len(unique))
+    return tuple(sorted(words)) if few and len(unique) > 2 * MAX_INTEGER_CATEGORIES else None
 
 
-def _date_format(unique: pd.Series) -> str | None:
+def known_date_format(unique: pd.Series) -> str | None:
     """The first known format that every value has."""
     for date_format, parts in DATE_FORMATS.items():
         shape = r"\d{4}-\d{2}-\d{2}([T ].*)?" if date_format == "ISO8601" else r"\d{1,4}[-/.:]\d{1,2}([-/.: ].*)?"

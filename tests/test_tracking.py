@@ -30,6 +30,7 @@ def only_run() -> Run:
 def test_the_variable_wins_over_the_parameter_and_the_parameter_over_the_project(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("DVC_ROOT", "/repo")
     assert tracking.tracking_uri(config.Tracking()) == "sqlite:////repo/mlflow.db"
     named = config.Tracking(uri="http://127.0.0.1:9")
