@@ -48,7 +48,8 @@ def use(device: str, threads: int) -> torch.device:
         return torch.device("cpu")  # where the operations used here are deterministic as they are
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a check for bugs that costs time at every dropout
+    # A check for bugs that would cost time at every dropout.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return torch.device("cuda")
 
 
@@ -79,9 +80,7 @@ def fit(
     for epoch in range(1, settings.epochs + 1):
         order = generator(seed, epoch)
         draws = generator(seed, epoch, 1, device=device)
-        shares = np.random.default_rng((seed, epoch, 2)).beta(
-            settings.augment.mixup or 1, settings.augment.mixup or 1, steps
-        )
+        shares = mixup_shares(settings.augment.mixup, steps, (seed, epoch))
         _draw_dropout_from(network, draws)
         network.train()
         total_loss = torch.zeros((), device=device)
@@ -269,6 +268,11 @@ def _forward(
     hidden = network[0](inputs)
     outputs = network[1:](torch.lerp(hidden[partner], hidden, share))
     return share * objective(outputs, batch.y) + (1 - share) * objective(outputs, batch.y[partner]), outputs
+
+
+def mixup_shares(alpha: float, steps: int, key: tuple[int, int]) -> np.ndarray:
+    """[steps] draws from Beta(alpha, alpha): how much of a row is itself, the rest being its partner."""
+    return np.random.default_rng((*key, 2)).beta(alpha, alpha, steps) if alpha else np.ones(steps)
 
 
 def _noised(batch: TabularData, augment: Augment, draws: torch.Generator) -> tuple[Tensor, Tensor]:
