@@ -297,18 +297,9 @@ def adopt(patch: Mapping[str, Any], path: Path = PATH) -> dict[str, tuple[Any, A
     yaml.preserve_quotes = True
     yaml.width = 4096
     tree = yaml.load(path.read_text(encoding="utf-8"))
-    changes = {}
     leaves = flatten(patch)
     load(path).replace(leaves)
-    for name, value in leaves.items():
-        *sections, key = name.split(".")
-        node = tree
-        for section in sections:
-            if not isinstance(node.get(section), dict):
-                node[section] = {}
-            node = node[section]
-        changes[name] = (node.get(key), value)
-        node[key] = value
+    changes = {name: (_put(tree, name, value), value) for name, value in leaves.items()}
     files.write_text(path, dump_yaml(tree, yaml))
     return changes
 
@@ -347,14 +338,20 @@ def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
 def _patched(values: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:
     patched = json.loads(json.dumps(values))
     for name, value in leaves.items():
-        *sections, key = name.split(".")
-        node = patched
-        for section in sections:
-            if not isinstance(node.get(section), dict):
-                node[section] = {}
-            node = node[section]
-        node[key] = value
+        _put(patched, name, value)
     return dict(patched)
+
+
+def _put(tree: dict[str, Any], name: str, value: Any) -> Any:
+    """Set a dotted name in nested sections, made where they are missing; returns the value it had."""
+    *sections, key = name.split(".")
+    for section in sections:
+        if not isinstance(tree.get(section), dict):
+            tree[section] = {}
+        tree = tree[section]
+    old = tree.get(key)
+    tree[key] = value
+    return old
 
 
 class _RefusedError(Exception):
