@@ -54,7 +54,7 @@ def predict(model: Path, table: str, output: Path) -> None:
     with console.progress("predict", len(starts)) as advance:
         for start in starts:
             parts.append(bundle.predict_checked(checked.iloc[start : start + ROWS]))
-            advance(f"{min(start + ROWS, len(raw)):,} rows")
+            advance("")
     predictions = pd.concat(parts, ignore_index=True)
     if output.suffix == ".csv":
         files.write_csv(output, predictions)

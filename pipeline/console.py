@@ -41,21 +41,28 @@ def _fail(message: str, status: int) -> NoReturn:
 
 @contextmanager
 def progress(label: str, total: int) -> Iterator[Callable[[str], None]]:
-    """Yield `advance(text)`, called once a step: a bar on a terminal, a line a step elsewhere."""
-    if sys.stdout.isatty():
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    """Yield `advance(text)`, called once a step: a line a step, and on a terminal a bar below them."""
+    done = 0
+    if not sys.stdout.isatty():
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, TextColumn("{task.fields[text]}", markup=False)) as bar:
-            task = bar.add_task(label, total=total, text="")
-            yield lambda text: bar.update(task, advance=1, text=text)
+        def advance(text: str) -> None:
+            nonlocal done
+            done += 1
+            print(f"{label} {done}/{total}  {text}".rstrip(), flush=True)
+
+        yield advance
         return
 
-    done = 0
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    def advance(text: str) -> None:
-        nonlocal done
-        done += 1
-        print(f"{label} {done}/{total}  {text}", flush=True)
+    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
+        task = bar.add_task(label, total=total)
 
-    yield advance
+        def advance_bar(text: str) -> None:
+            nonlocal done
+            done += 1
+            bar.advance(task)
+            if text:
+                bar.console.print(f"{done}: {text}", markup=False, highlight=False)
+
+        yield advance_bar
