@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.bundle import Bundle
-from pipeline.config import Config, Register, Task, lower_is_better, task_metrics
+from pipeline.config import Config, Register, Task, Transfer, lower_is_better, task_metrics
 from pipeline.errors import UserError
 
 CARD = """# {name}
@@ -97,7 +97,6 @@ def model_card(
     """The model card in Markdown (after Mitchell et al. 2019, "Model Cards for Model Reporting")."""
     data, target, rows = config.data, bundle.target, bundle.schema.rows
     classes = f"{target.task}: {', '.join(map(str, target.classes[:10]))}" if target.classes else "regression"
-    transfer = data.transfer.model_dump(exclude_none=True) if bundle.schema.transfer_target and data.transfer else None
     table = [
         [name, f"{score:.4f}", *(f"{found[key]:.4f}" if key in found else "" for key in (name, f"constant.{name}"))]
         for name, score in scores.items()
@@ -115,7 +114,7 @@ def model_card(
         rows=", ".join(f"{name} {n:,}" for name, n in rows.items()),
         split=f"{data.split.train:g} / {data.split.val:g} / {data.split.test:g} by {_cell(data.split.by)}",
         seed=config.seed,
-        domain=f"The transfer domain is {_cell(str(transfer))}." if transfer else "There is no transfer domain.",
+        domain=_domain(data.transfer) if bundle.schema.transfer_target else "There is no transfer domain.",
         metrics="\n".join(f"| {' | '.join(cells)} |" for cells in table),
         notes="`test` are rows of the source domain, `transfer` of the transfer domain, `val` the rows it was chosen on."
         + (
@@ -125,6 +124,13 @@ def model_card(
         ),
         params="\n".join(f"| `{name}` | {_cell(str(value))} |" for name, value in bundle.params.items()),
     )
+
+
+def _domain(transfer: Transfer | None) -> str:
+    assert transfer is not None
+    if transfer.source is not None:
+        return f"The transfer domain is the table {_cell(transfer.source)}."
+    return f"The transfer domain is the rows whose {_cell(str(transfer.column))} is {_cell(' or '.join(map(str, transfer.values)))}."
 
 
 def _cell(text: str) -> str:
