@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from pipeline import files, metrics, schema
@@ -63,8 +63,7 @@ def save_bundle(folder: Path, bundle: Bundle, history: list[Epoch]) -> None:
     """Write weights, history and description; the description last, since its sums make the bundle whole."""
     state = {f"network.{name}": tensor.cpu().contiguous() for name, tensor in bundle.network.state_dict().items()}
     numbers = {f"preprocessor.{name}": tensor for name, tensor in bundle.preprocessor.numbers.items()}
-    with files.replacing(folder / WEIGHTS) as path:
-        save_file(state | numbers, path)
+    files.write_bytes(folder / WEIGHTS, save(state | numbers))
     files.write_csv(folder / HISTORY, pd.DataFrame(history))
     body = {
         "format": FORMAT,

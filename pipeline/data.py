@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from pipeline import files
@@ -54,8 +54,8 @@ def batches(n: int, batch_size: int, order: torch.Generator) -> Iterator[Tensor]
 def save_split(folder: Path, split: str, data: TabularData, rows: np.ndarray) -> None:
     """One split of a domain; `rows` [n] are the row numbers in the raw table."""
     tensors = {"x_num": data.x_num, "x_cat": data.x_cat, "y": data.y, "rows": torch.from_numpy(rows)}
-    with files.replacing(folder / f"{split}.safetensors") as path:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    files.write_bytes(folder / f"{split}.safetensors", content)
 
 
 def load_split(domain: str, split: str, prepared: Path = PREPARED) -> TabularData:

@@ -20,7 +20,12 @@ def replacing(path: Path) -> Iterator[Path]:
     # The suffix stays: writers such as matplotlib and pandas choose the format by it.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
         temporary = Path(folder) / path.name
-        yield temporary
+        try:
+            yield temporary
+        except OSError as error:
+            # Libraries name the temporary file or none: a person looks for this one.
+            error.filename = str(path)
+            raise
         # Not the private mode that some writers choose: what a project shares, its group can read.
         umask = os.umask(0)
         os.umask(umask)
@@ -41,6 +46,11 @@ def _flush(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_json(path: Path, value: Any) -> None:

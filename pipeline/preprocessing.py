@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from pipeline import files
@@ -97,8 +97,7 @@ def _new_scaler(scaling: Scaling, n_rows: int) -> Any:
 
 
 def save_preprocessor(path: Path, preprocessor: Preprocessor) -> None:
-    with files.replacing(path) as temporary:
-        save_file(preprocessor.numbers, temporary, metadata={"preprocessor": json.dumps(preprocessor.scaling)})
+    files.write_bytes(path, save(preprocessor.numbers, {"preprocessor": json.dumps(preprocessor.scaling)}))
 
 
 def load_preprocessor(path: Path) -> Preprocessor:

@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -312,3 +314,33 @@ def test_an_error_of_ours_keeps_its_traceback() -> None:
 
     with pytest.raises(KeyError):
         console.run(entry)
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+import numpy as np, pandas as pd, torch
+from pipeline import console, data, datasets, files
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # as a disk that has no more room
+zeros = torch.zeros(100_000, 3)
+writers = {
+    "train.safetensors": lambda: data.save_split(Path(), "train", data.TabularData(zeros, zeros.byte(), zeros[:, 0].clone()), np.arange(9)),
+    "table.parquet": lambda: datasets.save_raw(pd.DataFrame({"a": np.random.rand(100_000)}), Path("table.parquet")),
+    "table.csv": lambda: files.write_csv(Path("table.csv"), pd.DataFrame({"a": np.random.rand(100_000)})),
+}
+console.run(writers[sys.argv[1]])
+"""
+
+
+@pytest.mark.parametrize("name", ["train.safetensors", "table.parquet", "table.csv"])
+def test_a_full_disk_is_one_line_with_the_file_and_loses_nothing(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("as it was")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, name], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {name} cannot be written")
+    assert done.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "as it was"
