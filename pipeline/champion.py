@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.bundle import Bundle
-from pipeline.config import Config, Register, Task, Transfer, lower_is_better, task_metrics
+from pipeline.config import Config, Register, Task, Transfer, lower_is_better, task_metrics, without_secret
 from pipeline.errors import UserError
 
 CARD = """# {name}
@@ -110,7 +110,7 @@ def model_card(
         candidates="the trained, the searched and the fine-tuned network",
         metric=choice.metric,
         score=choice.score,
-        source=_cell(data.source),
+        source=_cell(without_secret(data.source)),
         rows=", ".join(f"{name} {n:,}" for name, n in rows.items()),
         split=f"{data.split.train:g} / {data.split.val:g} / {data.split.test:g} by {_cell(data.split.by)}",
         seed=config.seed,
@@ -129,7 +129,7 @@ def model_card(
 def _domain(transfer: Transfer | None) -> str:
     assert transfer is not None
     if transfer.source is not None:
-        return f"The transfer domain is the table {_cell(transfer.source)}."
+        return f"The transfer domain is the table {_cell(without_secret(transfer.source))}."
     return f"The transfer domain is the rows whose {_cell(str(transfer.column))} is {_cell(' or '.join(map(str, transfer.values)))}."
 
 

@@ -253,6 +253,15 @@ def is_whole(name: str) -> bool:
     return int in types and float not in types
 
 
+def without_secret(url: str) -> str:
+    """A source as it may be shown: without user, password and query."""
+    if "://" not in url:
+        return url
+    scheme, rest = url.split("://", 1)
+    host, slash, path = rest.partition("?")[0].partition("#")[0].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
 def load(path: Path = PATH) -> Config:
     """Read and check `params.yaml`; every mistake comes back as file, line, dotted name, rule and value."""
     try:
@@ -292,13 +301,13 @@ def from_mapping(values: Mapping[str, Any]) -> Config:
 
 def adopt(patch: Mapping[str, Any], path: Path = PATH) -> dict[str, tuple[Any, Any]]:
     """Write the leaves of `patch` into `params.yaml`, keeping its comments; returns old and new value by dotted name."""
+    leaves = flatten(patch)
+    load(path).replace(leaves)
     yaml = YAML()
     yaml.Representer = _Representer
     yaml.preserve_quotes = True
     yaml.width = 4096
     tree = yaml.load(path.read_text(encoding="utf-8"))
-    leaves = flatten(patch)
-    load(path).replace(leaves)
     changes = {name: (_put(tree, name, value), value) for name, value in leaves.items()}
     files.write_text(path, dump_yaml(tree, yaml))
     return changes
@@ -431,10 +440,15 @@ def _shown(error: Any) -> str:
     return value if len(value) <= 80 else value[:79] + "…"
 
 
+# Where several types are allowed pydantic adds the name of the branch it tried, which is no key of the file.
+_UNIONS: dict[tuple[str, ...], int] = {("finetune", "freeze"): 2, ("data", "transfer", "values"): 4}
+
+
 def _keys(location: tuple[str | int, ...]) -> list[str]:
-    # Behind a union pydantic adds the name of the branch it tried, which is no key of the file.
-    branches = ("int", "float", "str", "bool", "tuple[", "constrained-", "function-")
-    return [str(key) for key in location if not str(key).startswith(branches) or key in ("float", "str")]
+    for union, depth in _UNIONS.items():
+        if location[: len(union)] == union:
+            location = location[:depth]
+    return [str(key) for key in location]
 
 
 def _fields_at(location: tuple[str | int, ...]) -> dict[str, FieldInfo]:

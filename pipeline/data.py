@@ -112,10 +112,9 @@ def _at_random(codes: np.ndarray, split: Split, rng: np.random.Generator) -> np.
     for code in np.unique(codes):
         rows = rng.permutation(np.flatnonzero(codes == code))
         at_least = 1 if len(rows) >= 3 else 0
-        n_test = max(at_least, round(len(rows) * split.test))
-        n_val = max(at_least, round(len(rows) * split.val))
-        n_val = min(n_val, max(0, len(rows) - n_test - 1))  # training keeps a row of every class
-        n_test = min(n_test, len(rows) - n_val - 1)
+        # Training keeps a row of every class, and validation one of a class that has three.
+        n_test = max(0, min(max(at_least, round(len(rows) * split.test)), len(rows) - 1 - at_least))
+        n_val = min(max(at_least, round(len(rows) * split.val)), len(rows) - 1 - n_test)
         parts[rows[:n_test]] = "test"
         parts[rows[n_test : n_test + n_val]] = "val"
     return parts
@@ -144,9 +143,11 @@ def _by_group(groups: pd.Series, split: Split, rng: np.random.Generator) -> np.n
     sizes = np.bincount(codes)
     wanted = {name: getattr(split, name) * len(groups) for name in SPLITS}
     part = np.empty(len(names), dtype="<U5")
-    for place, group in enumerate(rng.permutation(len(names))):
-        # The first two go where a split must not stay empty, each further one where most rows are lacking.
-        name = ("test", "val")[place] if place < 2 else max(wanted, key=lambda name: wanted[name])
+    order = rng.permutation(len(names))
+    for left, group in zip(range(len(names), 0, -1), order[np.argsort(-sizes[order], kind="stable")], strict=True):
+        # The largest first, each where most rows are lacking; the last ones where a split would stay empty.
+        empty = [name for name in SPLITS if name not in part]
+        name = max(empty if left <= len(empty) else SPLITS, key=lambda name: wanted[name])
         part[group] = name
         wanted[name] -= sizes[group]
     return part[codes]

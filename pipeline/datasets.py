@@ -17,7 +17,7 @@ from typing import IO
 import pandas as pd
 
 from pipeline import files
-from pipeline.config import Csv
+from pipeline.config import Csv, without_secret
 from pipeline.errors import UserError
 from pipeline.schema import canonical
 
@@ -25,6 +25,7 @@ RAW_TABLE = Path("data/raw/table.parquet")
 RAW_TRANSFER = Path("data/raw/transfer.parquet")
 SOURCE_FOLDER = Path("data/source")
 _SUFFIXES = {".csv": None, ".tsv": None, ".txt": None, ".parquet": None}
+csv.field_size_limit(2**31 - 1)  # a long text is an honest cell
 _DELIMITERS = ",;\t|"
 
 
@@ -98,15 +99,6 @@ def _fetch(url: str) -> bytes:
     except (OSError, ValueError, ImportError) as error:
         # The message of the library may repeat the URL with whatever secret stands in it; its first words do not help.
         raise UserError(f"data.source {without_secret(url)} cannot be read: {type(error).__name__}") from None
-
-
-def without_secret(url: str) -> str:
-    """A source as it may be shown: without user, password and query."""
-    if "://" not in url:
-        return url
-    scheme, rest = url.split("://", 1)
-    host, slash, path = rest.partition("?")[0].partition("#")[0].partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def _unpacked(source: str, content: bytes) -> tuple[str, bytes]:

@@ -12,6 +12,7 @@ from torchmetrics.functional import classification
 
 from pipeline import figures, files, metrics
 from pipeline.data import load_split
+from pipeline.errors import UserError
 from pipeline.schema import Schema, Target
 
 MAX_POINTS = 10_000  # rows of a table that a plot shows one by one
@@ -71,7 +72,10 @@ def save(folder: Path, judged: Report) -> None:
 
 
 def load_scores(folder: Path) -> dict[str, float]:
-    scores: dict[str, float] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    path = folder / "metrics.json"
+    if not path.exists():
+        raise UserError(f"{path} is missing: run dvc repro")
+    scores: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
     return scores
 
 

@@ -137,8 +137,7 @@ def indicators(table: pd.DataFrame, schema: Schema) -> np.ndarray:
 
 
 def category_codes(table: pd.DataFrame, schema: Schema) -> np.ndarray:
-    """[n, d] codes in the smallest integer type that holds them: LARGEST = 1e100  # of a raw number: its square is still a float64
-    MISSING, UNSEEN, then the categories."""
+    """[n, d] codes: MISSING, UNSEEN, then the categories; uint8 where that holds them, else int16."""
     dtype = np.uint8 if max(schema.cardinalities, default=0) <= 256 else np.int16
     codes = np.empty((len(table), len(schema.cardinalities)), dtype)
     for place, column in enumerate(schema.of_kind("categorical")):

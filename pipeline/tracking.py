@@ -27,7 +27,7 @@ from mlflow.exceptions import MlflowException
 from ruamel.yaml import YAML
 
 from pipeline import console
-from pipeline.config import Config, Tracking, flatten
+from pipeline.config import Config, Tracking, flatten, without_secret
 from pipeline.errors import UserError
 
 MAX_METRICS, MAX_PARAMS, MAX_VALUE = 1000, 100, 6000  # what MLflow takes in a call, and in a param
@@ -42,7 +42,7 @@ class Run:
         self._client, self.id = client, run_id
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        items = [Param(name, _text(value)[:MAX_VALUE]) for name, value in params.items()]
+        items = [Param(name, without_secret(_text(value))[:MAX_VALUE]) for name, value in params.items()]
         for start in range(0, len(items), MAX_PARAMS):
             self._client.log_batch(self.id, params=items[start : start + MAX_PARAMS])
 

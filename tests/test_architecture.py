@@ -28,7 +28,7 @@ NETWORK = {
 }
 JUDGEMENT = {
     "figures": {"files"},
-    "evaluation": {"data", "figures", "files", "metrics", "schema"},
+    "evaluation": {"data", "errors", "figures", "files", "metrics", "schema"},
     "baseline": {"preprocessing", "schema"},
     "champion": {"bundle", "config", "errors"},
 }

@@ -14,7 +14,7 @@ def main() -> None:
         for path, source in sources.items():
             table = datasets.read(source, data.csv)
             datasets.save_raw(table, path)
-            print(f"{datasets.without_secret(source)}: {len(table):,} rows, {len(table.columns):,} columns")
+            print(f"{config.without_secret(source)}: {len(table):,} rows, {len(table.columns):,} columns")
             run.log_metrics({f"{path.stem}.rows": len(table), f"{path.stem}.columns": len(table.columns)})
 
 
