@@ -4,6 +4,7 @@ import difflib
 import json
 import re
 import typing
+import warnings
 from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError, YAMLWarning
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from pipeline import files
@@ -274,7 +275,7 @@ def load(path: Path = PATH) -> Config:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start})") from None
     try:
         # YAML 1.2, as DVC reads it: there 1e-3 is a number.
-        values = YAML(typ="safe", pure=True).load(text)
+        values = _read(text, "safe")
     except DuplicateKeyError as error:
         key = str(error.problem).split('"')[1] if '"' in str(error.problem) else "a key"
         raise UserError(f"{path}, line {error.problem_mark.line + 1}: {key} stands twice in its section") from None
@@ -289,6 +290,12 @@ def load(path: Path = PATH) -> Config:
         return _parse(values)
     except _RefusedError as error:
         raise UserError(f"{path}{_line(text, error.location)}: {error}") from None
+
+
+def _read(text: str, kind: Literal["safe", "rt"]) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", YAMLWarning)  # such as of an anchor used twice, which YAML allows
+        return YAML(typ=kind, pure=True).load(text)
 
 
 def from_mapping(values: Mapping[str, Any]) -> Config:
@@ -480,7 +487,7 @@ def _nearest(name: object, known: list[str]) -> str:
 
 def _line(text: str, location: tuple[str | int, ...]) -> str:
     """`, line N` for the deepest part of `location` that stands in the file."""
-    node, line = YAML(typ="rt", pure=True).load(text), None
+    node, line = _read(text, "rt"), None
     for key in location:
         try:
             line = (node.lc.item(key) if isinstance(key, int) else node.lc.key(key))[0] + 1

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from ruamel.yaml import YAML
@@ -302,6 +302,7 @@ tokens = st.sampled_from(
 )
 
 
+@example(place=0, cut=0, put=["&a ", "[", "&a "])
 @given(
     place=st.integers(0, len(SHIPPED)), cut=st.integers(0, 20), put=st.lists(tokens | st.text(max_size=3), max_size=4)
 )
