@@ -107,12 +107,24 @@ class Data(Section):
         return self
 
 
+class Plr(Section):
+    frequencies: Count = 16
+    sigma: Positive = 0.1
+    width: Count = 8
+
+
 class Model(Section):
     hidden: tuple[Count, ...] = (128, 64)
     activation: Literal["relu", "leaky_relu", "sigmoid", "tanh", "selu"] = "relu"
     slope: NotNegative = 0.01
     dropout: Probability = 0.1
     init: Literal["default", "uniform", "xavier", "kaiming", "zeros"] = "default"
+    numeric: Literal["plain", "ple", "plr"] = "plain"
+    bins: Annotated[int, Field(ge=2)] = 32
+    plr: Plr = Plr()
+    categories: Literal["onehot", "embedding"] = "onehot"
+    embedding: Count = 16
+    ensemble: Count = 1
 
 
 class Augment(Section):

@@ -1,6 +1,5 @@
 """`TabularData`, the tensors a network learns from; how rows are split, stored, and drawn in batches."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,14 +20,17 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class TabularData:
-    """Rows as tensors: x_num [n, d_num] float32, x_cat [n, d_cat] integer codes, y [n] class codes or float32."""
+    """Rows as tensors: x_num [n, d_num] float32, x_cat [n, d_cat] integer codes, y [n] class codes or float32.
+
+    Batches of the members of a stack have a dimension more, in front: [members, B, d_num] and so on.
+    """
 
     x_num: Tensor
     x_cat: Tensor
     y: Tensor
 
     def __len__(self) -> int:
-        return len(self.y)
+        return self.y.shape[-1]
 
     def take(self, rows: Tensor) -> "TabularData":
         return TabularData(self.x_num[rows], self.x_cat[rows], self.y[rows])
@@ -41,11 +43,6 @@ def generator(*key: int, device: torch.device | str = "cpu") -> torch.Generator:
     """Random numbers that are a function of `key` alone, such as (seed, epoch)."""
     seed = int(np.random.SeedSequence((len(key), *key)).generate_state(1, np.uint64)[0] >> np.uint64(1))
     return torch.Generator(device=device).manual_seed(seed)
-
-
-def batches(n: int, batch_size: int, order: torch.Generator) -> Iterator[Tensor]:
-    """Row numbers [batch_size] in random order; the last batch may be smaller."""
-    yield from torch.randperm(n, generator=order).split(batch_size)
 
 
 # --------------------------------------------------------------------------------------------------------- storage

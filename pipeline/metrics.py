@@ -1,32 +1,53 @@
 """What is measured of predictions, by task, with torchmetrics."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.functional import classification, regression
 
 from pipeline.config import Task
+from pipeline.schema import Target
 
 CALIBRATION_BINS = 15
 
 
-def loss(outputs: Tensor, y: Tensor, task: Task, smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
-    """Mean loss of raw network outputs [B, n_outputs]: binary or softmax cross-entropy, or squared error.
+def loss(
+    outputs: Tensor, y: Tensor, task: Task, smoothing: float | Tensor = 0.0, weights: Tensor | None = None
+) -> Tensor:
+    """Mean loss over B of raw network outputs [..., B, n_outputs]: binary or softmax cross-entropy, or squared error.
 
-    `smoothing` mixes that share of the uniform distribution into the target (Szegedy et al. 2016, section 7);
-    `weights` [classes] make it the weighted mean of its rows. The squared error is of the standardised target: always
-    predicting the mean gives about 1.
+    `y` is [B] or [..., B]. `smoothing`, a number or [..., 1], mixes that share of the uniform distribution into the target
+    (Szegedy et al. 2016, section 7); `weights` [classes] make it the weighted mean of its rows. The squared error is of the
+    standardised target: always predicting the mean gives about 1.
     """
+    y = y.expand(outputs.shape[:-1])
     if task == "regression":
-        return F.mse_loss(outputs.squeeze(1), y)
+        return (outputs.squeeze(-1) - y).square().mean(-1)
+    smooth = bool((torch.as_tensor(smoothing) != 0).any())
     if task == "multiclass":
-        each = F.cross_entropy(outputs, y, label_smoothing=smoothing, reduction="none")
-        return each.mean() if weights is None else (weights[y] * each).sum() / weights[y].sum()
-    goal = y.to(outputs.dtype) * (1 - smoothing) + smoothing / 2
-    if weights is None:
-        return F.binary_cross_entropy_with_logits(outputs.squeeze(1), goal)
-    each = weights[y]
-    return F.binary_cross_entropy_with_logits(outputs.squeeze(1), goal, weight=each, reduction="sum") / each.sum()
+        logs = outputs.log_softmax(-1)
+        each = -logs.gather(-1, y.unsqueeze(-1)).squeeze(-1)
+        if smooth:
+            each = (1 - smoothing) * each - smoothing * logs.mean(-1)
+    else:
+        goal = y.to(outputs.dtype)
+        if smooth:
+            goal = goal * (1 - smoothing) + smoothing / 2
+        each = F.binary_cross_entropy_with_logits(outputs.squeeze(-1), goal, reduction="none")
+    return each.mean(-1) if weights is None else (weights[y] * each).sum(-1) / weights[y].sum(-1)
+
+
+def row_scores(outputs: Tensor, y: Tensor, task: Task) -> Tensor:
+    """What the headline metric is a mean of, by row of outputs [..., B, n_outputs]: 1 where right, or the squared error."""
+    match task:
+        case "regression":
+            return (outputs.squeeze(-1) - y).square()
+        case "binary":
+            return ((outputs.squeeze(-1) > 0) == y.bool()).to(outputs.dtype)
+        case "multiclass":
+            return (outputs.argmax(-1) == y).to(outputs.dtype)
 
 
 def predictions(outputs: Tensor, task: Task) -> Tensor:
@@ -37,6 +58,29 @@ def predictions(outputs: Tensor, task: Task) -> Tensor:
         return outputs.softmax(1)
     positive = outputs.sigmoid()
     return torch.cat([1 - positive, positive], 1)
+
+
+def joint(outputs: Tensor, task: Task) -> Tensor:
+    """Outputs [K, n, n_outputs] of K networks as the outputs [n, n_outputs] that give their mean prediction."""
+    if len(outputs) == 1:
+        return outputs[0]
+    match task:
+        case "regression":
+            return outputs.mean(0)
+        case "multiclass":
+            return outputs.log_softmax(-1).logsumexp(0) - math.log(len(outputs))
+        case "binary":
+            return F.logsigmoid(outputs).logsumexp(0) - F.logsigmoid(-outputs).logsumexp(0)
+
+
+def headline(mean: Tensor, target: Target) -> dict[str, Tensor]:
+    """The training metric from the mean of `row_scores`: accuracy, or RMSE in the target's own units."""
+    return {"train_rmse": target.std * mean.sqrt()} if target.task == "regression" else {"train_accuracy": mean}
+
+
+def score_outputs(outputs: Tensor, y: Tensor, target: Target) -> dict[str, float]:
+    """`score` of raw outputs [n, n_outputs]."""
+    return score(predictions(outputs, target.task), y, target.task, target.std)
 
 
 def score(predicted: Tensor, y: Tensor, task: Task, scale: float = 1.0) -> dict[str, float]:

@@ -4,6 +4,7 @@ import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,8 +30,7 @@ class TableLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(d_out, d_num))
         self.table = nn.Parameter(torch.empty(sum(cardinalities), d_out))  # (all categories of all columns, d_out)
         self.bias = nn.Parameter(torch.empty(d_out))
-        starts = torch.tensor([0, *cardinalities[:-1]] if cardinalities else [], dtype=torch.int64).cumsum(0)
-        self.register_buffer("offsets", starts, persistent=False)
+        self.register_buffer("offsets", _starts(cardinalities), persistent=False)
 
     @property
     def fan_in(self) -> int:
@@ -45,44 +45,143 @@ class TableLinear(nn.Module):
         return out
 
 
-class Dropout(nn.Module):
-    """Inverted dropout that draws its masks from `generator`, which `fit` sets for each epoch.
+class PiecewiseLinear(nn.Module):
+    """Numbers as how far they have come through the bins of their column (Gorishniy et al. 2022, section 3.2).
 
-    `p` is met to 1/65,536: a mask costs 16 random bits a number, a quarter of what `bernoulli_` takes.
+    `edges` are the bins' borders, a tensor a column, in ascending order. Shape: x [..., d_num] to [..., n_bins of all].
     """
 
-    generator: torch.Generator | None = None
+    edges: Tensor
+    counts: Tensor
+
+    def __init__(self, edges: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.register_buffer("edges", torch.cat(list(edges)))
+        self.register_buffer("counts", torch.tensor([len(each) for each in edges]))
+        bins = [len(each) - 1 for each in edges]
+        column = torch.arange(len(edges)).repeat_interleave(torch.tensor(bins))
+        # Beyond the outermost edges the first and the last bin go on, as in the paper.
+        floor = torch.cat([torch.tensor([-torch.inf] + [0.0] * (n - 1)) for n in bins])
+        ceiling = torch.cat([torch.tensor([1.0] * (n - 1) + [torch.inf]) for n in bins])
+        low = torch.cat([each[:-1] for each in edges])
+        width = torch.cat([each.diff() for each in edges])
+        for name, values in {"column": column, "low": low, "width": width, "floor": floor, "ceiling": ceiling}.items():
+            self.register_buffer(name, values, persistent=False)
+
+    def encode(self, x_num: Tensor) -> Tensor:
+        share = (x_num[..., self.get_buffer("column")] - self.get_buffer("low")).div_(self.get_buffer("width"))
+        return torch.clamp(share, self.get_buffer("floor"), self.get_buffer("ceiling"), out=share)
+
+    def forward(self, x: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return self.encode(x[0]), x[1]
+
+
+class Periodic(nn.Module):
+    """Numbers as sines and cosines of learnt frequencies, then a linear layer a column and ReLU (ibid., section 3.3).
+
+    Shape: x [..., B, d_num] to [..., B, d_num * d_embedding].
+    """
+
+    def __init__(self, d_num: int, n_frequencies: int, d_embedding: int) -> None:
+        super().__init__()
+        self.frequency = nn.Parameter(torch.empty(d_num, n_frequencies))
+        self.mix = nn.Parameter(torch.empty(d_num, 2 * n_frequencies, d_embedding))
+        self.bias = nn.Parameter(torch.empty(d_num, d_embedding))
+
+    @staticmethod
+    def encode(x_num: Tensor, frequency: Tensor, mix: Tensor, bias: Tensor) -> Tensor:
+        angles = 2 * torch.pi * frequency * x_num.unsqueeze(-1)
+        waves = torch.cat([angles.cos(), angles.sin()], -1)
+        return torch.relu(torch.einsum("...bdf,...dfe->...bde", waves, mix) + bias).flatten(-2)
+
+    def forward(self, x: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return self.encode(x[0], self.frequency, self.mix, self.bias), x[1]
+
+
+class CategoryEmbedding(nn.Module):
+    """Each category as a learnt vector, beside the numbers.
+
+    Shape: (x_num [B, d_num], x_cat [B, d_cat]) to (x [B, d_num + d_cat * d_embedding], no categories [B, 0]).
+    """
+
+    offsets: Tensor
+
+    def __init__(self, cardinalities: Sequence[int], d_embedding: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(sum(cardinalities), d_embedding))
+        self.register_buffer("offsets", _starts(cardinalities), persistent=False)
+
+    def forward(self, x: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        x_num, x_cat = x
+        found = nn.functional.embedding(x_cat + self.offsets, self.table).flatten(1)
+        return torch.cat([x_num, found], 1), x_cat[:, :0]
+
+
+class Dropout(nn.Module):
+    """Inverted dropout of the share `p`; `training` draws the masks itself, so as a layer it lets everything through."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        dropped = min(round(self.p * 2**16), 2**16 - 1)
-        if not self.training or dropped == 0:
-            return x
-        words = torch.empty(x.numel() // 4 + 1, dtype=torch.int64, device=x.device)
-        words.random_(-(2**63), None, generator=self.generator)
-        keep = words.view(torch.int16)[: x.numel()].view_as(x) >= dropped - 2**15
-        return x * keep.to(x.dtype).mul_(2**16 / (2**16 - dropped))
+        return x
 
 
-def build_network(model: Model, schema: Schema, n_outputs: int, generator: torch.Generator) -> nn.Sequential:
-    """`hidden` layers of Linear, activation and dropout, then a Linear to `n_outputs`; weights drawn from `generator`."""
+def bin_edges(x_num: Tensor, n_bins: int) -> tuple[Tensor, ...]:
+    """The borders of at most `n_bins` bins with equally many of the training rows x_num [n, d_num], for each column."""
+    if not x_num.shape[1]:
+        return ()
+    quantiles = np.quantile(x_num.cpu().numpy(), np.linspace(0, 1, n_bins + 1), axis=0).astype(np.float32)
+    edges = []
+    for column in quantiles.T:
+        distinct = torch.from_numpy(np.unique(column))
+        # A column that never varied in training has one bin, of width 1.
+        edges.append(distinct if len(distinct) > 1 else torch.stack([distinct[0], distinct[0] + 1]))
+    return tuple(edges)
+
+
+def build_network(
+    model: Model, schema: Schema, n_outputs: int, generator: torch.Generator, edges: Sequence[Tensor] = ()
+) -> nn.Sequential:
+    """`hidden` layers of Linear, activation and dropout, then a Linear to `n_outputs`; weights drawn from `generator`.
+
+    Before them stand what `model.numeric` and `model.categories` make of the columns; `edges` are those of `bin_edges`,
+    for `ple`.
+    """
     layers: list[nn.Module] = []
+    d_in, cardinalities = schema.d_num, schema.cardinalities
+    if model.numeric == "ple" and d_in:
+        layers.append(PiecewiseLinear(edges))
+        d_in = sum(len(each) - 1 for each in edges)
+    elif model.numeric == "plr" and d_in:
+        layers.append(Periodic(d_in, model.plr.frequencies, model.plr.width))
+        d_in *= model.plr.width
+    if model.categories == "embedding" and cardinalities:
+        layers.append(CategoryEmbedding(cardinalities, model.embedding))
+        d_in, cardinalities = d_in + len(cardinalities) * model.embedding, ()
     widths = [*model.hidden, n_outputs]
     for place, d_out in enumerate(widths):
         if place == 0:
-            layers.append(TableLinear(schema.d_num, schema.cardinalities, d_out))
+            layers.append(TableLinear(d_in, cardinalities, d_out))
         else:
             # Without the constructor's own draw, which would come from the global generator.
             layers.append(nn.utils.skip_init(nn.Linear, widths[place - 1], d_out))
         if place < len(model.hidden):
             layers += [_activation(model), Dropout(model.dropout)]
     network = nn.Sequential(*layers)
-    for layer in linear_layers(network).values():
-        _initialise(layer, model, generator)
+    for layer in network:
+        if isinstance(layer, Periodic | CategoryEmbedding):
+            _initialise_embedding(layer, model, generator)
+        elif isinstance(layer, TableLinear | nn.Linear):
+            _initialise(layer, model, generator)
     return network
+
+
+def edges_of(network: nn.Sequential) -> tuple[Tensor, ...]:
+    """What a network of `model.numeric: ple` was built with; nothing for another."""
+    first = network[0]
+    return first.edges.split(first.counts.tolist()) if isinstance(first, PiecewiseLinear) else ()
 
 
 def _activation(model: Model) -> nn.Module:
@@ -102,6 +201,23 @@ def _activation(model: Model) -> nn.Module:
 def linear_layers(network: nn.Sequential) -> dict[str, TableLinear | nn.Linear]:
     """The layers that hold weights, by name, from the input on."""
     return {name: layer for name, layer in network.named_children() if isinstance(layer, TableLinear | nn.Linear)}
+
+
+def _starts(cardinalities: Sequence[int]) -> Tensor:
+    """[d_cat] where the categories of each column begin in a table of all."""
+    return torch.tensor([0, *cardinalities[:-1]] if cardinalities else [], dtype=torch.int64).cumsum(0)
+
+
+@torch.no_grad()
+def _initialise_embedding(layer: Periodic | CategoryEmbedding, model: Model, generator: torch.Generator) -> None:
+    """As in the paper: frequencies from N(0, sigma), and the rest as torch has it for layers of that kind."""
+    if isinstance(layer, CategoryEmbedding):
+        layer.table.normal_(generator=generator)
+        return
+    layer.frequency.normal_(0, model.plr.sigma, generator=generator)
+    bound = layer.mix.shape[1] ** -0.5
+    layer.mix.uniform_(-bound, bound, generator=generator)
+    layer.bias.uniform_(-bound, bound, generator=generator)
 
 
 @torch.no_grad()
@@ -145,11 +261,12 @@ def freeze(network: nn.Sequential, layers: int | tuple[str, ...]) -> list[str]:
     """
     names = [name for name, _ in network.named_parameters()]
     if isinstance(layers, int):
-        kept = tuple(list(linear_layers(network))[:layers])
-        frozen = [name for name in names if name.split(".")[0] in kept]
+        # With what stands before them: an embedding belongs to the layer it feeds.
+        last = int(list(linear_layers(network))[layers - 1]) if layers else -1
+        frozen = [name for name in names if int(name.split(".")[0]) <= last]
     else:
         for pattern in layers:
-            if not fnmatch.filter(names, pattern):
+            if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
                 raise UserError(f"finetune.freeze: no parameter matches {pattern!r}; there are {', '.join(names)}")
         frozen = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in layers)]
     if len(frozen) == len(names):

@@ -3,8 +3,8 @@
 import copy
 import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -12,31 +12,66 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import metrics
-from pipeline.config import Augment, Train
-from pipeline.data import TabularData, batches, generator
+from pipeline.config import Train
+from pipeline.data import TabularData, generator
 from pipeline.errors import DivergedError, UserError
 from pipeline.model import Dropout
+from pipeline.optimizers import Optimizer, State
 from pipeline.schema import Target
+from pipeline.stack import Stack
 
 PREDICT_ROWS = 8192
 OVERFITTING_GAP = 0.1  # of the validation loss
 ONECYCLE_START, ONECYCLE_END = 1 / 25, 1e-4  # of the peak, at the first and the last step
+OWN = {"lr", "momentum", "weight_decay", "label_smoothing", "patience"}  # what the members of a stack may differ in
 
 Epoch = dict[str, float]  # one row of history.csv; "epoch" counts from 1
-Objective = Callable[[Tensor, Tensor], Tensor]  # outputs [B, n_outputs], y [B] to the mean loss
-OnEpoch = Callable[[Epoch], object]  # a true answer ends training after this epoch
+Objective = Callable[[Tensor, Tensor], Tensor]  # outputs [K, B, n_outputs], y [K, B] to the mean losses [K]
+OnEpoch = Callable[[list[Epoch]], object]  # gets a row a member that trained; a true answer ends training
+Score = Callable[[Tensor, Tensor, Target], dict[str, float]]  # outputs [n, n_outputs], y [n] to metrics
 
 
-@dataclass(frozen=True)
-class Fit:
-    """How a training went; the network it is about holds the weights of `best_epoch`."""
+@dataclass
+class Member:
+    """One network in training: what it learns by, and how far it has come.
 
-    history: list[Epoch]
-    best_epoch: int
+    What epoch e draws is a function of (seed, e) alone. `network` has the weights of the last epoch while training goes
+    on, and those of `best_epoch` when it is over.
+    """
+
+    network: nn.Sequential
+    settings: Train
+    seed: int
+    history: list[Epoch] = field(default_factory=list)
+    best_epoch: int = 0
+    best_weights: State = field(default_factory=dict)
+    memory: State = field(default_factory=dict)  # the optimiser's
+    diverged: str | None = None
+
+    @property
+    def over(self) -> bool:
+        done, patience = len(self.history), self.settings.patience
+        waited = patience is not None and done - self.best_epoch >= patience and done > 0
+        return self.diverged is not None or done >= self.settings.epochs or waited
 
     @property
     def best(self) -> Epoch:
+        """The row of the best epoch. Raises `DivergedError` if the loss ceased to be finite."""
+        if self.diverged is not None:
+            raise DivergedError(self.diverged)
         return self.history[self.best_epoch - 1]
+
+    def add(self, row: Epoch) -> None:
+        """Take in what an epoch brought, and remember the weights if they are the best so far."""
+        if not (math.isfinite(row["train_loss"]) and math.isfinite(row["val_loss"])):
+            self.diverged = (
+                f"the loss is no longer finite in epoch {row['epoch']} at lr {row['lr']:g}: try a smaller train.lr, or train.clip"
+            )
+            return
+        self.history.append(row)
+        if len(self.history) == 1 or row["val_loss"] < self.best["val_loss"]:
+            self.best_epoch = len(self.history)
+            self.best_weights = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
 
 
 def use(device: str, threads: int) -> torch.device:
@@ -54,89 +89,110 @@ def use(device: str, threads: int) -> torch.device:
 
 
 def fit(
-    network: nn.Sequential,
+    members: Sequence[Member],
     train: TabularData,
     val: TabularData,
-    settings: Train,
     target: Target,
     *,
-    seed: int,
-    on_epoch: OnEpoch = lambda epoch: None,
-) -> Fit:
-    """Train `network` in place on `train` and leave it with the weights of the epoch that was best on `val`.
+    until: int | None = None,
+    on_epoch: OnEpoch = lambda rows: None,
+    score: Score = metrics.score_outputs,
+) -> None:
+    """Train members of one shape side by side, each as if it were alone, until they are over or have `until` epochs.
 
-    Best is the lowest validation loss. Network and data are on one device. What epoch e draws is a function of
-    (seed, e) alone. Raises `DivergedError` if a loss is not finite.
+    Best is the lowest validation loss. Networks and data are on one device; `score` says what is measured on validation
+    rows besides the loss. Members that have begun go on from where they are.
     """
-    device = train.y.device
-    trained = [p for p in network.parameters() if p.requires_grad]
-    optimizer = _optimizer(trained, settings)
-    weights = class_weights(train.y, target.n_outputs) if settings.class_weights else None
-    objective = partial(metrics.loss, task=target.task, smoothing=settings.label_smoothing, weights=weights)
+    stopped = False
+    while not stopped and (learning := [m for m in members if not m.over and (until is None or len(m.history) < until)]):
+        epoch = len(learning[0].history) + 1
+        assert all(len(member.history) + 1 == epoch and alike(member, learning[0]) for member in learning)
+        stack = Stack([member.network for member in learning])
+        trained = _train_epoch(stack, learning, epoch, train, target)
+        stack.write([member.network for member in learning])
+        outputs = _outputs(stack, val)
+        losses = metrics.loss(outputs, val.y, target.task).tolist()
+        for member, begun, loss, own in zip(learning, trained, losses, outputs, strict=True):
+            scores = {f"val_{name}": value for name, value in score(own, val.y, target).items()}
+            # Loss, the headline metric and lr first, as history.csv has it; then the rest.
+            seen = {name: begun.pop(name) for name in ("lr", "grad_norm")}
+            member.add({"epoch": epoch, **begun, "val_loss": loss, **dict(list(scores.items())[:1]), **seen, **scores})
+        stopped = bool(on_epoch([member.history[-1] for member in learning if member.diverged is None]))
+    for member in members:
+        if (member.over or stopped) and member.diverged is None:
+            member.network.load_state_dict(member.best_weights)
+
+
+def _train_epoch(stack: Stack, members: Sequence[Member], epoch: int, train: TabularData, target: Target) -> list[Epoch]:
+    """Every batch once. Nothing is read from the device before the epoch is over."""
+    settings, device, size = members[0].settings, train.y.device, len(members)
+    draws = Draws([member.seed for member in members], epoch, device)
     steps = math.ceil(len(train) / settings.batch_size)
-    history: list[Epoch] = []
-    best_loss, best_epoch, best_state = math.inf, 0, _copy(network)
+    optimizer = Optimizer(
+        stack.blocks, [m.settings for m in members], [m.memory for m in members], steps=(epoch - 1) * steps
+    )
+    column = partial(torch.tensor, dtype=train.x_num.dtype, device=device)
+    objective = partial(
+        metrics.loss,
+        task=target.task,
+        smoothing=column([[member.settings.label_smoothing] for member in members]),
+        weights=class_weights(train.y, target.n_outputs) if settings.class_weights else None,
+    )
+    lr = column([[member.settings.lr] for member in members])
+    factors = [lr_factor((epoch - 1) * steps + step, steps * settings.epochs, settings) for step in range(steps)]
+    shares = column(mixup_shares(settings.augment.mixup, steps, draws.keys))
+    losses, scores, norms = (torch.zeros(size, device=device, dtype=train.x_num.dtype) for _ in range(3))
 
-    for epoch in range(1, settings.epochs + 1):
-        order = generator(seed, epoch)
-        draws = generator(seed, epoch, 1, device=device)
-        shares = mixup_shares(settings.augment.mixup, steps, (seed, epoch))
-        _draw_dropout_from(network, draws)
-        network.train()
-        total_loss = torch.zeros((), device=device)
-        total_norm = torch.zeros((), device=device)
-        predicted, y_seen = [], []
-        for step, rows in enumerate(batches(len(train), settings.batch_size, order), start=(epoch - 1) * steps):
-            batch = train.take(rows.to(device))
-            for group in optimizer.param_groups:
-                group["lr"] = settings.lr * lr_factor(step, steps * settings.epochs, settings)
-            loss, outputs = _forward(network, batch, settings.augment, objective, draws, shares[step % steps])
-            optimizer.zero_grad()
-            loss.backward()
-            norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
-            if settings.clip is not None:
-                nn.utils.clip_grads_with_norm_(trained, settings.clip, norm)
-            total_norm += norm
-            optimizer.step()
-            total_loss += loss.detach() * len(rows)
-            predicted.append(_point(outputs.detach(), target))
-            y_seen.append(batch.y)
+    for step, rows in enumerate(draws.order(len(train)).split(settings.batch_size, 1)):
+        batch = train.take(rows)
+        loss, outputs = _forward(stack, batch, settings, objective, draws, shares[step])
+        gradients = stack.gradients(loss.sum())
+        norm = torch.stack([torch.linalg.vector_norm(gradient, dim=1) for gradient in gradients]).norm(dim=0)
+        if settings.clip is not None:
+            for gradient in gradients:
+                gradient.mul_((settings.clip / (norm + 1e-6)).clamp(max=1.0).unsqueeze(1))
+        optimizer.step(gradients, lr * factors[step])
+        with torch.no_grad():
+            losses += loss * rows.shape[1]
+            scores += metrics.row_scores(outputs, batch.y, target.task).sum(1)
+            norms += norm
 
-        row: Epoch = {"epoch": epoch, "train_loss": float(total_loss) / len(train)}
-        row |= _named("train", _headline(torch.cat(predicted), torch.cat(y_seen), target))
-        scores = _named("val", evaluate(network, val, target))
-        lr = optimizer.param_groups[0]["lr"]
-        # Loss, the headline metric and lr first, as history.csv has it; then the rest.
-        row |= dict(list(scores.items())[:2]) | {"lr": lr, "grad_norm": float(total_norm) / steps} | scores
-        if not (math.isfinite(row["train_loss"]) and math.isfinite(row["val_loss"])):
-            raise DivergedError(
-                f"the loss is no longer finite in epoch {epoch} at lr {row['lr']:g}: try a smaller train.lr, or train.clip"
-            )
-        history.append(row)
-        if row["val_loss"] < best_loss:
-            best_loss, best_epoch, best_state = row["val_loss"], epoch, _copy(network)
-        patience_over = settings.patience is not None and epoch - best_epoch >= settings.patience
-        if on_epoch(row) or patience_over:
-            break
+    for member, state in zip(members, optimizer.states(), strict=True):
+        member.memory = state
+    headline = metrics.headline(scores / len(train), target)
+    measured = {"train_loss": losses / len(train), **headline, "lr": lr[:, 0] * factors[-1], "grad_norm": norms / steps}
+    return [dict(zip(measured, row, strict=True)) for row in torch.stack(list(measured.values()), 1).tolist()]
 
-    network.load_state_dict(best_state)
-    _draw_dropout_from(network, None)
-    return Fit(history, best_epoch)
+
+def alike(one: Member, other: Member) -> bool:
+    """Whether two members can be of one stack: networks of one shape, settings that differ in `OWN` only."""
+    return shape_of(one) == shape_of(other)
+
+
+def shape_of(member: Member) -> tuple[object, ...]:
+    layers = tuple(
+        (type(layer), *(tuple(p.shape) for p in layer.parameters()), *(p.requires_grad for p in layer.parameters()))
+        for layer in member.network
+    )
+    return layers, member.settings.model_dump_json(exclude=OWN), member.network[0].__dict__.get("negative_slope")
 
 
 @torch.no_grad()
-def predict(network: nn.Sequential, data: TabularData) -> Tensor:
-    """Raw outputs [n, n_outputs] of the network for the rows of `data`."""
-    network.eval()
+def predict(networks: Sequence[nn.Sequential], data: TabularData) -> Tensor:
+    """Raw outputs [K, n, n_outputs] of networks of one shape for the rows of `data`."""
+    return _outputs(Stack(networks), data)
+
+
+@torch.no_grad()
+def _outputs(stack: Stack, data: TabularData) -> Tensor:
     chunks = zip(data.x_num.split(PREDICT_ROWS), data.x_cat.split(PREDICT_ROWS), strict=True)
-    return torch.cat([network(chunk) for chunk in chunks])
+    return torch.cat([stack(x_num.unsqueeze(0), x_cat.unsqueeze(0)) for x_num, x_cat in chunks], 1)
 
 
-def evaluate(network: nn.Sequential, data: TabularData, target: Target) -> dict[str, float]:
-    """Loss and metrics of the network on `data`."""
-    outputs = predict(network, data)
-    scores = metrics.score(metrics.predictions(outputs, target.task), data.y, target.task, target.std)
-    return {"loss": float(metrics.loss(outputs, data.y, target.task)), **scores}
+def evaluate(networks: Sequence[nn.Sequential], data: TabularData, target: Target) -> dict[str, float]:
+    """Loss and metrics of the networks' joint prediction on `data`."""
+    outputs = metrics.joint(predict(networks, data), target.task)
+    return {"loss": float(metrics.loss(outputs, data.y, target.task)), **metrics.score_outputs(outputs, data.y, target)}
 
 
 def lr_factor(step: int, steps: int, settings: Train) -> float:
@@ -180,32 +236,33 @@ def overfit_check(
     """
     if settings.overfit is None:
         return []
-    network = copy.deepcopy(network)
     batch = _distinct_rows(train, settings.overfit.rows, seed)
     if target.task == "regression" and float(batch.y.var(correction=0)) == 0:
         return []  # a batch of equal targets has nothing to learn by heart
-    plain = _by_heart(settings, settings.overfit.steps, len(batch))
-    goal = 0.01 * float(batch.y.var(correction=0)) if target.task == "regression" else None
-
-    def learnt(epoch: Epoch) -> bool:
-        return epoch["val_loss"] < goal if goal is not None else epoch["val_accuracy"] == 1.0
-
-    for layer in network:
+    copied = copy.deepcopy(network)
+    for layer in copied:
         if isinstance(layer, Dropout):
             layer.p = 0.0
-    history = fit(network, batch, batch, plain, target, seed=seed, on_epoch=learnt).history
-    if not learnt(history[-1]):
+    member = Member(copied, _by_heart(settings, settings.overfit.steps, len(batch)), seed)
+    goal = 0.01 * float(batch.y.var(correction=0)) if target.task == "regression" else None
+
+    def learnt(rows: list[Epoch]) -> bool:
+        return all(row["val_loss"] < goal if goal is not None else row["val_accuracy"] == 1.0 for row in rows)
+
+    fit([member], batch, batch, target, on_epoch=learnt)
+    last = (member.best and member.history)[-1]  # of a loss that stayed finite
+    if not learnt([last]):
         reached = (
-            f"loss {history[-1]['val_loss']:.3g}, wanted below {goal:.3g}"
+            f"loss {last['val_loss']:.3g}, wanted below {goal:.3g}"
             if goal is not None
-            else f"accuracy {history[-1]['val_accuracy']:.3f}, wanted 1.0"
+            else f"accuracy {last['val_accuracy']:.3f}, wanted 1.0"
         )
         raise UserError(
-            f"overfit check: {len(history)} steps on one batch of {len(batch)} rows reached {reached}. Usually train.lr is"
+            f"overfit check: {len(member.history)} steps on one batch of {len(batch)} rows reached {reached}. Usually train.lr is"
             " too small or too large, model.hidden too narrow, model.init zeros, or equal rows have different targets;"
             " train.overfit: null turns the check off"
         )
-    return history
+    return member.history
 
 
 def _by_heart(settings: Train, steps: int, n_rows: int) -> Train:
@@ -239,78 +296,69 @@ def gap(train: dict[str, float], val: dict[str, float]) -> str:
 # --------------------------------------------------------------------------------------------------------- the parts
 
 
-def _optimizer(parameters: list[nn.Parameter], settings: Train) -> torch.optim.Optimizer:
-    lr, decay = settings.lr, settings.weight_decay
-    match settings.optimizer:
-        case "sgd":
-            return torch.optim.SGD(parameters, lr, momentum=settings.momentum, weight_decay=decay, fused=True)
-        case "adam":
-            return torch.optim.Adam(parameters, lr, weight_decay=decay, fused=True)
-        case "adamw":
-            return torch.optim.AdamW(parameters, lr, weight_decay=decay, fused=True)
+class Draws:
+    """The random numbers of an epoch: of each member, or once where all members have one seed."""
+
+    def __init__(self, seeds: Sequence[int], epoch: int, device: torch.device) -> None:
+        own = list(seeds) if len(set(seeds)) > 1 else [seeds[0]]
+        self.keys = [(seed, epoch) for seed in own]
+        self.device = device
+        self.generators = [generator(*key, 1, device=device) for key in self.keys]
+
+    def order(self, n: int) -> Tensor:
+        """[keys, n] rows in random order."""
+        return torch.stack([torch.randperm(n, generator=generator(*key)) for key in self.keys]).to(self.device)
+
+    def permutation(self, n: int) -> Tensor:
+        return self._each(lambda draws: torch.randperm(n, generator=draws, device=self.device))
+
+    def normal(self, like: Tensor) -> Tensor:
+        return self._each(lambda draws: torch.empty_like(like[0]).normal_(generator=draws))
+
+    def integers(self, high: int, like: Tensor) -> Tensor:
+        return self._each(lambda draws: torch.randint(high, like.shape[1:], generator=draws, device=self.device))
+
+    def chances(self, probability: float, like: Tensor) -> Tensor:
+        """True with that probability."""
+        return self._each(
+            lambda draws: torch.empty(like.shape[1:], device=self.device).bernoulli_(probability, generator=draws)
+        ).bool()
+
+    def _each(self, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
+        return torch.stack([draw(draws) for draws in self.generators])
 
 
 def _forward(
-    network: nn.Sequential,
-    batch: TabularData,
-    augment: Augment,
-    objective: Objective,
-    draws: torch.Generator,
-    share: float,
+    stack: Stack, batch: TabularData, settings: Train, objective: Objective, draws: Draws, share: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The loss of an augmented batch, and the outputs [B, n_outputs] it comes from."""
-    inputs = _noised(batch, augment, draws)
-    if not augment.mixup:
-        outputs = network(inputs)
-        return objective(outputs, batch.y), outputs
-    # mixup (Zhang et al. 2018, eq. 1). The first layer is linear: mixing what comes out of it mixes the rows that go in.
-    partner = torch.randperm(len(batch), generator=draws, device=batch.y.device)
-    hidden = network[0](inputs)
-    outputs = network[1:](torch.lerp(hidden[partner], hidden, share))
-    return share * objective(outputs, batch.y) + (1 - share) * objective(outputs, batch.y[partner]), outputs
-
-
-def mixup_shares(alpha: float, steps: int, key: tuple[int, int]) -> np.ndarray:
-    """[steps] draws from Beta(alpha, alpha): how much of a row is itself, the rest being its partner."""
-    return np.random.default_rng((*key, 2)).beta(alpha, alpha, steps) if alpha else np.ones(steps)
-
-
-def _noised(batch: TabularData, augment: Augment, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-    """x_num and x_cat with Gaussian noise, and with cells swapped for those of other rows of the batch."""
+    """The losses [K] of an augmented batch, and the outputs [K, B, n_outputs] they come from."""
+    augment = settings.augment
     x_num, x_cat = batch.x_num, batch.x_cat
     if augment.noise:
-        x_num = x_num + augment.noise * torch.empty_like(x_num).normal_(generator=draws)
+        x_num = x_num + augment.noise * draws.normal(x_num)
     if augment.swap:
         x_num, x_cat = _swapped(x_num, augment.swap, draws), _swapped(x_cat, augment.swap, draws)
-    return x_num, x_cat
+    partner = draws.permutation(len(batch)) if augment.mixup else None
+    words = stack.dropout_words(len(batch), draws.generators)
+    if partner is None:
+        outputs = stack(x_num, x_cat, words)
+        return objective(outputs, batch.y), outputs
+    # mixup (Zhang et al. 2018, eq. 1). The first layer is linear: mixing what comes out of it mixes the rows that go in.
+    whole = partner.expand(stack.size, -1).unsqueeze(2)
+
+    def mix(hidden: Tensor) -> Tensor:
+        return torch.lerp(hidden.gather(1, whole.expand_as(hidden)), hidden, share.view(-1, 1, 1))
+
+    outputs = stack(x_num, x_cat, words, mix)
+    return share * objective(outputs, batch.y) + (1 - share) * objective(outputs, batch.y.gather(1, partner)), outputs
 
 
-def _swapped(x: Tensor, probability: float, draws: torch.Generator) -> Tensor:
-    from_rows = torch.randint(len(x), x.shape, generator=draws, device=x.device)
-    here = torch.empty(x.shape, device=x.device).bernoulli_(probability, generator=draws).bool()
-    return torch.where(here, x.gather(0, from_rows), x)
+def mixup_shares(alpha: float, steps: int, keys: Sequence[tuple[int, int]]) -> np.ndarray:
+    """[steps, keys] draws from Beta(alpha, alpha): how much of a row is itself, the rest being its partner."""
+    own = [np.random.default_rng((*key, 2)).beta(alpha, alpha, steps) if alpha else np.ones(steps) for key in keys]
+    return np.stack(own, 1)
 
 
-def _point(outputs: Tensor, target: Target) -> Tensor:
-    """What one number a row says: the predicted class, or the value."""
-    return outputs.squeeze(1) if target.task == "regression" else metrics.predictions(outputs, target.task).argmax(1)
-
-
-def _headline(predicted: Tensor, y: Tensor, target: Target) -> dict[str, float]:
-    if target.task == "regression":
-        return {"rmse": metrics.score(predicted, y, target.task, target.std)["rmse"]}
-    return {"accuracy": metrics.accuracy(predicted, y)}
-
-
-def _copy(network: nn.Sequential) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
-
-
-def _draw_dropout_from(network: nn.Sequential, draws: torch.Generator | None) -> None:
-    for layer in network:
-        if isinstance(layer, Dropout):
-            layer.generator = draws
-
-
-def _named(prefix: str, scores: dict[str, float]) -> Epoch:
-    return {f"{prefix}_{name}": value for name, value in scores.items()}
+def _swapped(x: Tensor, probability: float, draws: Draws) -> Tensor:
+    from_rows = draws.integers(x.shape[1], x)
+    return torch.where(draws.chances(probability, x), x.gather(1, from_rows), x)

@@ -1,0 +1,138 @@
+"""K networks of one shape computed side by side: one `baddbmm` a layer, whatever K is."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.model import CategoryEmbedding, Dropout, Periodic, PiecewiseLinear, TableLinear
+
+Mix = Callable[[Tensor], Tensor]  # [K, B, H] to the same shape
+
+
+class Stack:
+    """K members of one shape, as one network with weights [K, in, out].
+
+    The members' parameters are copied in; `write` copies them back. What trains lies in `blocks`, each [K, P] and
+    contiguous, so that an optimiser's step is a few operations for all layers of all members; `weights` are views of them.
+    Look-up tables have blocks of their own, since `embedding_bag` wants its rows together.
+    """
+
+    def __init__(self, members: Sequence[nn.Sequential]) -> None:
+        self.layers, self.size = members[0], len(members)
+        self.dropout = {
+            name: torch.tensor([member.get_submodule(name).p for member in members], dtype=torch.float64)
+            for name, layer in self.layers.named_children()
+            if isinstance(layer, Dropout)
+        }
+        own = [dict(member.named_parameters()) for member in members]
+        stacked = {name: torch.stack([_turned(name, each[name].detach()) for each in own]) for name in own[0]}
+        learning = [name for name, parameter in own[0].items() if parameter.requires_grad and parameter.numel()]
+        tables = [name for name in learning if name.endswith("table")]
+        self._groups = [group for group in ([n for n in learning if n not in tables], *([n] for n in tables)) if group]
+        self.weights: dict[str, Tensor] = {n: tensor for n, tensor in stacked.items() if n not in learning}
+        self.blocks: list[Tensor] = []
+        for group in self._groups:
+            block = torch.cat([stacked[name].flatten(1) for name in group], 1)
+            self.blocks.append(block)
+            widths = [stacked[name][0].numel() for name in group]
+            for name, part in zip(group, block.split(widths, 1), strict=True):
+                self.weights[name] = part.view(stacked[name].shape).detach().requires_grad_()
+
+    def __call__(
+        self, x_num: Tensor, x_cat: Tensor, words: Tensor | None = None, mix: Mix = lambda hidden: hidden
+    ) -> Tensor:
+        """Outputs [K, B, n_outputs] for x_num [K or 1, B, d_num] and x_cat [K or 1, B, d_cat].
+
+        `words` [K or 1, n] are the random bits of `dropout_words`, None where nothing is dropped. `mix` is applied to what
+        comes out of the first linear layer.
+        """
+        hidden, used = x_num, 0
+        for name, layer in self.layers.named_children():
+            match layer:
+                case PiecewiseLinear():
+                    hidden = layer.encode(hidden)
+                case Periodic():
+                    frequency, weight, bias = (self.weights[f"{name}.{part}"] for part in ("frequency", "mix", "bias"))
+                    hidden = layer.encode(hidden, frequency.unsqueeze(1), weight, bias.unsqueeze(1))
+                case CategoryEmbedding():
+                    codes = self._codes(x_cat, layer.offsets, name)
+                    found = F.embedding(codes, self.weights[f"{name}.table"].flatten(0, 1)).flatten(-2)
+                    hidden = torch.cat([hidden.expand(self.size, -1, -1), found], 2)
+                case TableLinear():
+                    hidden = self._linear(name, hidden)
+                    if len(layer.offsets):
+                        hidden = hidden + self._look_up(x_cat, layer, name)
+                    hidden = mix(hidden)
+                case nn.Linear():
+                    hidden = self._linear(name, hidden)
+                case Dropout():
+                    if words is not None and self.dropout[name].any():
+                        width = hidden.shape[1] * hidden.shape[2]
+                        part = words[:, used : used + width].view(-1, *hidden.shape[1:])
+                        hidden, used = self._dropped(name, hidden, part), used + width
+                case _:
+                    hidden = layer(hidden)
+        return hidden
+
+    def _linear(self, name: str, x: Tensor) -> Tensor:
+        weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
+        return torch.baddbmm(bias.unsqueeze(1), x.expand(self.size, -1, -1), weight)  # (K, B, in) @ (K, in, out)
+
+    def _codes(self, x_cat: Tensor, offsets: Tensor, name: str) -> Tensor:
+        """[K, B, d_cat] rows of the members' tables, laid one below the other."""
+        starts = torch.arange(self.size, device=x_cat.device) * self.weights[f"{name}.table"].shape[1]
+        return x_cat + offsets + starts.view(-1, 1, 1)
+
+    def _look_up(self, x_cat: Tensor, layer: TableLinear, name: str) -> Tensor:
+        codes = self._codes(x_cat, layer.offsets, name)
+        found = F.embedding_bag(codes.flatten(0, 1), self.weights[f"{name}.table"].flatten(0, 1), mode="sum")
+        return found.view(self.size, -1, found.shape[1])
+
+    def _dropped(self, name: str, x: Tensor, words: Tensor) -> Tensor:
+        """Inverted dropout: kept where 16 random bits reach the member's threshold, which meets p to 1/65,536."""
+        cut = (self.dropout[name] * 2**16).round().clamp(max=2**16 - 1).view(-1, 1, 1)
+        keep = words >= (cut - 2**15).to(torch.int16).to(x.device)
+        return x * (keep * (2**16 / (2**16 - cut)).to(x))
+
+    def dropout_words(self, n_rows: int, generators: Sequence[torch.Generator]) -> Tensor | None:
+        """[generators, n] random int16 for the masks of a batch: 16 bits a number cost a quarter of what `bernoulli_` takes."""
+        widths = [
+            _width(self.layers, name) * n_rows for name, chances in self.dropout.items() if bool((chances > 0).any())
+        ]
+        if not widths:
+            return None
+        words = torch.empty(len(generators), sum(widths) // 4 + 1, dtype=torch.int64, device=generators[0].device)
+        for row, generator in zip(words, generators, strict=True):
+            row.random_(-(2**63), None, generator=generator)
+        return words.view(torch.int16)
+
+    def gradients(self, loss: Tensor) -> list[Tensor]:
+        """What `loss`, a sum over members, has for gradients, in the form of `blocks`."""
+        names = [name for group in self._groups for name in group]
+        found = dict(zip(names, torch.autograd.grad(loss, [self.weights[name] for name in names]), strict=True))
+        return [torch.cat([found[name].flatten(1) for name in group], 1) for group in self._groups]
+
+    @torch.no_grad()
+    def write(self, members: Sequence[nn.Sequential]) -> None:
+        """Copy the weights back into the networks that they came from."""
+        for k, member in enumerate(members):
+            for name, parameter in member.named_parameters():
+                parameter.copy_(_turned(name, self.weights[name][k]))
+
+
+def _turned(name: str, weight: Tensor) -> Tensor:
+    """A linear layer has its weight as [out, in], a stack as [in, out]."""
+    return weight.mT if name.endswith("weight") else weight
+
+
+def _width(layers: nn.Sequential, name: str) -> int:
+    """How many numbers a row has at the layer `name`: what the last linear layer before it gives."""
+    width = 0
+    for other, layer in layers.named_children():
+        if other == name:
+            break
+        if isinstance(layer, TableLinear | nn.Linear):
+            width = len(layer.bias)
+    return width
