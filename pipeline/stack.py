@@ -1,6 +1,7 @@
 """K networks of one shape computed side by side: one `baddbmm` a layer, whatever K is."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +22,10 @@ class Stack:
 
     def __init__(self, members: Sequence[nn.Sequential]) -> None:
         self.layers, self.size = members[0], len(members)
-        self.dropout = {
-            name: torch.tensor([member.get_submodule(name).p for member in members], dtype=torch.float64)
+        self._dropouts = {
+            name: _Threshold([member.get_submodule(name).p for member in members], next(members[0].parameters()))
             for name, layer in self.layers.named_children()
-            if isinstance(layer, Dropout)
+            if isinstance(layer, Dropout) and any(member.get_submodule(name).p for member in members)
         }
         own = [dict(member.named_parameters()) for member in members]
         stacked = {name: torch.stack([_turned(name, each[name].detach()) for each in own]) for name in own[0]}
@@ -58,8 +59,8 @@ class Stack:
                     hidden = layer.encode(hidden, frequency.unsqueeze(1), weight, bias.unsqueeze(1))
                 case CategoryEmbedding():
                     codes = self._codes(x_cat, layer.offsets, name)
-                    found = F.embedding(codes, self.weights[f"{name}.table"].flatten(0, 1)).flatten(-2)
-                    hidden = torch.cat([hidden.expand(self.size, -1, -1), found], 2)
+                    found = _LookUp.apply(self.weights[f"{name}.table"].flatten(0, 1), codes.view(-1, 1))
+                    hidden = torch.cat([hidden.expand(self.size, -1, -1), found.view(*codes.shape[:2], -1)], 2)
                 case TableLinear():
                     hidden = self._linear(name, hidden)
                     if len(layer.offsets):
@@ -68,10 +69,10 @@ class Stack:
                 case nn.Linear():
                     hidden = self._linear(name, hidden)
                 case Dropout():
-                    if words is not None and self.dropout[name].any():
+                    if words is not None and name in self._dropouts:
                         width = hidden.shape[1] * hidden.shape[2]
-                        part = words[:, used : used + width].view(-1, *hidden.shape[1:])
-                        hidden, used = self._dropped(name, hidden, part), used + width
+                        mask = self._dropouts[name].mask(words[:, used : used + width].view(-1, *hidden.shape[1:]))
+                        hidden, used = hidden * mask, used + width
                 case _:
                     hidden = layer(hidden)
         return hidden
@@ -87,23 +88,15 @@ class Stack:
 
     def _look_up(self, x_cat: Tensor, layer: TableLinear, name: str) -> Tensor:
         codes = self._codes(x_cat, layer.offsets, name)
-        found = F.embedding_bag(codes.flatten(0, 1), self.weights[f"{name}.table"].flatten(0, 1), mode="sum")
+        found = _LookUp.apply(self.weights[f"{name}.table"].flatten(0, 1), codes.flatten(0, 1))
         return found.view(self.size, -1, found.shape[1])
-
-    def _dropped(self, name: str, x: Tensor, words: Tensor) -> Tensor:
-        """Inverted dropout: kept where 16 random bits reach the member's threshold, which meets p to 1/65,536."""
-        cut = (self.dropout[name] * 2**16).round().clamp(max=2**16 - 1).view(-1, 1, 1)
-        keep = words >= (cut - 2**15).to(torch.int16).to(x.device)
-        return x * (keep * (2**16 / (2**16 - cut)).to(x))
 
     def dropout_words(self, n_rows: int, generators: Sequence[torch.Generator]) -> Tensor | None:
         """[generators, n] random int16 for the masks of a batch: 16 bits a number cost a quarter of what `bernoulli_` takes."""
-        widths = [
-            _width(self.layers, name) * n_rows for name, chances in self.dropout.items() if bool((chances > 0).any())
-        ]
-        if not widths:
+        if not self._dropouts:
             return None
-        words = torch.empty(len(generators), sum(widths) // 4 + 1, dtype=torch.int64, device=generators[0].device)
+        width = n_rows * sum(_width(self.layers, name) for name in self._dropouts)
+        words = torch.empty(len(generators), width // 4 + 1, dtype=torch.int64, device=generators[0].device)
         for row, generator in zip(words, generators, strict=True):
             row.random_(-(2**63), None, generator=generator)
         return words.view(torch.int16)
@@ -112,7 +105,8 @@ class Stack:
         """What `loss`, a sum over members, has for gradients, in the form of `blocks`."""
         names = [name for group in self._groups for name in group]
         found = dict(zip(names, torch.autograd.grad(loss, [self.weights[name] for name in names]), strict=True))
-        return [torch.cat([found[name].flatten(1) for name in group], 1) for group in self._groups]
+        flat = [[found[name].flatten(1) for name in group] for group in self._groups]
+        return [torch.cat(parts, 1) if len(parts) > 1 else parts[0] for parts in flat]
 
     @torch.no_grad()
     def write(self, members: Sequence[nn.Sequential]) -> None:
@@ -120,6 +114,40 @@ class Stack:
         for k, member in enumerate(members):
             for name, parameter in member.named_parameters():
                 parameter.copy_(_turned(name, self.weights[name][k]))
+
+
+class _LookUp(torch.autograd.Function):
+    """Sums of rows of `table` [V, H] by codes [n, C]: [n, H].
+
+    The gradient of a row is the sum of what came back for the places where it was looked up, so it is a look-up too:
+    two to three times faster than the backward pass of `embedding_bag`, and of one order of summation.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, codes: Tensor) -> Tensor:
+        ctx.save_for_backward(codes)
+        ctx.n_rows = len(table)
+        return F.embedding_bag(codes, table, mode="sum")
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (codes,) = ctx.saved_tensors
+        flat = codes.flatten()
+        counts = torch.bincount(flat, minlength=ctx.n_rows)
+        places = torch.argsort(flat, stable=True) // codes.shape[1]
+        return F.embedding_bag(places, gradient.contiguous(), counts.cumsum(0) - counts, mode="sum"), None
+
+
+class _Threshold:
+    """Inverted dropout: a number is kept where its 16 random bits reach the member's threshold, which meets p to 1/65,536."""
+
+    def __init__(self, chances: Sequence[float], like: Tensor) -> None:
+        cut = (torch.tensor(chances, dtype=torch.float64) * 2**16).round().clamp(max=2**16 - 1).view(-1, 1, 1)
+        self._cut = (cut - 2**15).to(like.device, torch.int16)
+        self._scale = (2**16 / (2**16 - cut)).to(like)
+
+    def mask(self, words: Tensor) -> Tensor:
+        return (words >= self._cut).to(self._scale.dtype).mul_(self._scale)
 
 
 def _turned(name: str, weight: Tensor) -> Tensor:
