@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from pipeline import files, metrics, schema
+from pipeline.calibration import fit_temperature
 from pipeline.config import Model
 from pipeline.data import TabularData
 from pipeline.errors import UserError
@@ -23,22 +24,38 @@ from pipeline.schema import Schema, Target
 from pipeline.training import Epoch, predict
 
 WEIGHTS, DESCRIPTION, HISTORY = "model.safetensors", "model.json", "history.csv"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Bundle:
     """A trained network and all it needs to predict from raw columns.
 
-    `target` is what this network predicts; `params` are the dotted parameters it was trained with.
+    `members` are its networks, of one shape, whose predictions are averaged; `target` is what they predict; `params` are
+    the dotted parameters they were trained with. Outputs are divided by `temperature`.
     """
 
-    network: nn.Sequential
+    members: tuple[nn.Sequential, ...]
     model: Model
     schema: Schema
     target: Target
     preprocessor: Preprocessor
     params: dict[str, Any]
+    temperature: float = 1.0
+
+    @property
+    def network(self) -> nn.Sequential:
+        """The network of a bundle that has one."""
+        (only,) = self.members
+        return only
+
+    def calibrated(self, val: TabularData) -> "Bundle":
+        """This bundle with the temperature that suits validation rows best."""
+        return replace(self, temperature=fit_temperature(self.outputs(val), val.y, self.target.task))
+
+    def outputs(self, data: TabularData) -> Tensor:
+        """Outputs [n, n_outputs] of all members jointly, before the temperature."""
+        return metrics.joint(predict(self.members, data), self.target.task)
 
     def predict(self, table: pd.DataFrame, where: str = "the table") -> pd.DataFrame:
         """Raw columns to `prediction`, and `probability_<class>` for each class, a row each.
@@ -50,7 +67,7 @@ class Bundle:
     def predict_checked(self, features: pd.DataFrame) -> pd.DataFrame:
         """`predict` for a table that `schema.check` returned."""
         x_num, x_cat = self.preprocessor.transform(features, self.schema)
-        outputs = predict(self.network, TabularData(x_num, x_cat, torch.zeros(len(features))))
+        outputs = self.outputs(TabularData(x_num, x_cat, torch.zeros(len(features)))) / self.temperature
         predicted = metrics.predictions(outputs, self.target.task)
         if self.target.task == "regression":
             return pd.DataFrame({"prediction": predicted.double().numpy() * self.target.std + self.target.mean})
@@ -61,7 +78,11 @@ class Bundle:
 
 def save_bundle(folder: Path, bundle: Bundle, history: list[Epoch]) -> None:
     """Write weights, history and description; the description last, since its sums make the bundle whole."""
-    state = {f"network.{name}": tensor.cpu().contiguous() for name, tensor in bundle.network.state_dict().items()}
+    state = {
+        f"{_prefix(k, len(bundle.members))}{name}": tensor.cpu().contiguous()
+        for k, member in enumerate(bundle.members)
+        for name, tensor in member.state_dict().items()
+    }
     numbers = {f"preprocessor.{name}": tensor for name, tensor in bundle.preprocessor.numbers.items()}
     files.write_bytes(folder / WEIGHTS, save(state | numbers))
     files.write_csv(folder / HISTORY, pd.DataFrame(history))
@@ -69,12 +90,19 @@ def save_bundle(folder: Path, bundle: Bundle, history: list[Epoch]) -> None:
         "format": FORMAT,
         "model": bundle.model.model_dump(mode="json"),
         "target": bundle.target.model_dump(mode="json"),
+        "temperature": bundle.temperature,
         "scaling": bundle.preprocessor.scaling,
         "params": bundle.params,
         "schema": bundle.schema.model_dump(mode="json"),
     }
     sums = {name: files.sha256(folder / name) for name in (WEIGHTS, HISTORY)} | {DESCRIPTION: _sum(body)}
     files.write_json(folder / DESCRIPTION, {"sha256": sums, **body})
+
+
+def copy_bundle(source: Path, folder: Path) -> None:
+    """The files of a bundle, the description last."""
+    for name in (WEIGHTS, HISTORY, DESCRIPTION):
+        files.copy(source / name, folder / name)
 
 
 def load_bundle(folder: Path) -> Bundle:
@@ -118,14 +146,26 @@ def _build(body: dict[str, Any], tensors: dict[str, Tensor]) -> Bundle:
     model = Model.model_validate_json(json.dumps(body["model"]))
     learned = Schema.model_validate_json(json.dumps(body["schema"]))
     target = Target.model_validate_json(json.dumps(body["target"]))
-    network = build_network(model, learned, target.n_outputs, torch.Generator())
-    network.load_state_dict(_under("network.", tensors))
-    network.eval()
+    members = tuple(
+        _member(_under(_prefix(k, model.ensemble), tensors), model, learned, target) for k in range(model.ensemble)
+    )
     numbers = _under("preprocessor.", tensors)
     if set(numbers) != set(fitted_names(body["scaling"], learned)):
         raise KeyError(f"its preprocessor lacks the numbers of scaling {body['scaling']}")
     preprocessor = Preprocessor(body["scaling"], numbers)
-    return Bundle(network, model, learned, target, preprocessor, body["params"])
+    return Bundle(members, model, learned, target, preprocessor, body["params"], float(body["temperature"]))
+
+
+def _member(state: dict[str, Tensor], model: Model, learned: Schema, target: Target) -> nn.Sequential:
+    edges = state["0.edges"].split(state["0.counts"].tolist()) if "0.edges" in state else ()
+    network = build_network(model, learned, target.n_outputs, torch.Generator(), edges)
+    network.load_state_dict(state)
+    return network.eval()
+
+
+def _prefix(k: int, n_members: int) -> str:
+    """What the names of a member's tensors begin with."""
+    return "network." if n_members == 1 else f"network.{k}."
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -36,6 +36,17 @@ MetricName = Literal[
 ]  # fmt: skip
 
 
+# A trial has search.epochs, no early stopping, one member, and is judged by its headline metric.
+NOT_SEARCHED = (
+    "train.preset",
+    "train.epochs",
+    "train.patience",
+    "train.overfit",
+    "train.calibration",
+    "model.ensemble",
+)
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -139,6 +150,7 @@ class Overfit(Section):
 
 
 class Train(Section):
+    preset: Literal["textbook", "strong"] = "textbook"
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: Positive = 0.05
     momentum: Probability = 0.9
@@ -153,6 +165,7 @@ class Train(Section):
     class_weights: Literal["balanced"] | None = None
     augment: Augment = Augment()
     overfit: Overfit | None = Overfit()
+    calibration: Literal["temperature"] | None = "temperature"
 
 
 class Finetune(Section):
@@ -192,6 +205,9 @@ class Search(Section):
     n_trials: Count = 32
     epochs: Count = 3
     rows: Annotated[int, Field(ge=2)] | None = None
+    reduction: Annotated[int, Field(ge=2)] | None = 3
+    workers: Count | None = None
+    stack: Count | None = None
     space: dict[str, Space]
 
     @model_validator(mode="after")
@@ -256,7 +272,7 @@ def task_metrics(task: Task) -> tuple[str, ...]:
 
 def lower_is_better(metric: str) -> bool:
     """Whether a score such as `val.loss` or `val_rmse` is the better the smaller it is."""
-    return re.split("[._]", metric)[-1] in ("loss", "rmse", "mae", "ece")
+    return re.split("[._]", metric)[-1] in ("loss", "rmse", "mae", "ece", "uncalibrated")
 
 
 def is_whole(name: str) -> bool:
@@ -415,6 +431,8 @@ def _check_space(config: Config) -> None:
     known = [name for name in flatten(plain) if name.startswith(("model.", "train."))]
     for name, space in config.search.space.items():
         here = ("search", "space", name)
+        if name.startswith(NOT_SEARCHED):
+            raise _RefusedError(here, f"search.space.{name} has no effect on a trial")
         if name not in known:
             raise _RefusedError(
                 here, f"search.space.{name} is not a parameter of model or train{_nearest(name, known)}"

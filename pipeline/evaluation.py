@@ -27,14 +27,20 @@ class Report:
     tables: dict[str, pd.DataFrame]
 
 
-def report(outputs: Tensor, y: Tensor, target: Target) -> Report:
-    """Judge raw outputs [n, n_outputs] against `y` [n]: any model's, brought to the form of the network's."""
+def report(outputs: Tensor, y: Tensor, target: Target, temperature: float | None = None) -> Report:
+    """Judge raw outputs [n, n_outputs] against `y` [n]: any model's, brought to the form of the network's.
+
+    With a `temperature`, which the outputs are divided by, the report has the calibration error without it too.
+    """
+    uncalibrated, outputs = outputs, outputs / (temperature or 1.0)
     predicted = metrics.predictions(outputs, target.task)
     scores = {"loss": float(metrics.loss(outputs, y, target.task))}
     scores |= metrics.score(predicted, y, target.task, target.std)
     if target.task == "regression":
         return Report(scores, {"residuals": _residuals(predicted, y, target)})
     scores["ece"] = metrics.calibration_error(predicted, y)
+    if temperature is not None:
+        scores["ece_uncalibrated"] = metrics.calibration_error(metrics.predictions(uncalibrated, target.task), y)
     roc, pr = _curves(predicted, y, target)
     confusion = _confusion(predicted, y, target)
     each = {"predictions": _each(predicted, y, target)}
@@ -43,7 +49,9 @@ def report(outputs: Tensor, y: Tensor, target: Target) -> Report:
     )
 
 
-def evaluate(outputs: Callable[[str, str], Tensor], target: Target, learned: Schema) -> Report:
+def evaluate(
+    outputs: Callable[[str, str], Tensor], target: Target, learned: Schema, temperature: float | None = None
+) -> Report:
     """Judge a model on the validation and test rows of each domain whose target is its own.
 
     `outputs(domain, split)` are the model's outputs. Scores are named `test.accuracy` for the source domain and
@@ -55,8 +63,8 @@ def evaluate(outputs: Callable[[str, str], Tensor], target: Target, learned: Sch
     for domain, prefix, goal in (("source", "", learned.target), ("transfer", "transfer.", learned.transfer_target)):
         if goal != target:
             continue
-        val = report(outputs(domain, "val"), load_split(domain, "val").y, target)
-        test = report(outputs(domain, "test"), load_split(domain, "test").y, target)
+        val = report(outputs(domain, "val"), load_split(domain, "val").y, target, temperature)
+        test = report(outputs(domain, "test"), load_split(domain, "test").y, target, temperature)
         scores |= {f"{prefix}val.{name}": score for name, score in val.scores.items()}
         scores |= {f"{prefix or 'test.'}{name}": score for name, score in test.scores.items()}
         tables |= {f"{prefix.replace('.', '_')}{name}": table for name, table in test.tables.items()}
@@ -65,10 +73,15 @@ def evaluate(outputs: Callable[[str, str], Tensor], target: Target, learned: Sch
 
 def save(folder: Path, judged: Report) -> None:
     """Write `metrics.json`, a CSV a table, and the plots."""
-    files.write_json(folder / "metrics.json", {name: round(score, 6) for name, score in judged.scores.items()})
+    files.write_json(folder / "metrics.json", {name: significant(score) for name, score in judged.scores.items()})
     for name, table in judged.tables.items():
         files.write_csv(folder / f"{name}.csv", table)
     figures.save_report(folder, judged.tables)
+
+
+def significant(value: float) -> float:
+    """To 7 digits, what a float32 holds: a target may be measured in millionths."""
+    return float(f"{value:.7g}")
 
 
 def load_scores(folder: Path) -> dict[str, float]:
@@ -93,7 +106,7 @@ def _residuals(predicted: Tensor, y: Tensor, target: Target) -> pd.DataFrame:
     rows = _thinned(len(y))
     actual = y.numpy().astype(np.float64)[rows] * target.std + target.mean
     guess = predicted.numpy().astype(np.float64)[rows] * target.std + target.mean
-    return pd.DataFrame({"actual": actual, "predicted": guess, "residual": actual - guess}).round(6)
+    return pd.DataFrame({"actual": actual, "predicted": guess, "residual": actual - guess}).map(significant)
 
 
 def _confusion(predicted: Tensor, y: Tensor, target: Target) -> pd.DataFrame:

@@ -18,7 +18,9 @@ BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 class Optimizer:
     """Moves `blocks` in place; `steps` is how many steps have been taken before."""
 
-    def __init__(self, blocks: Sequence[Tensor], settings: Sequence[Train], states: Sequence[State], steps: int) -> None:
+    def __init__(
+        self, blocks: Sequence[Tensor], settings: Sequence[Train], states: Sequence[State], steps: int
+    ) -> None:
         self.blocks, self.kind, self.steps = blocks, settings[0].optimizer, steps
         self.momentum = _column([each.momentum for each in settings], blocks)
         self.weight_decay = _column([each.weight_decay for each in settings], blocks)
@@ -56,7 +58,11 @@ class Optimizer:
     def states(self) -> list[State]:
         """What is remembered of each network: copies, so that one can leave the stack."""
         return [
-            {f"{name}.{place}": tensor[k].clone() for place, memory in enumerate(self._memory) for name, tensor in memory.items()}
+            {
+                f"{name}.{place}": tensor[k].clone()
+                for place, memory in enumerate(self._memory)
+                for name, tensor in memory.items()
+            }
             for k in range(len(self.blocks[0]))
         ]
 

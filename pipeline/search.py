@@ -1,11 +1,19 @@
-"""Optuna: the space, the samplers, the trials."""
+"""Optuna: the space, the samplers, the trials, which train in stacks and worker processes."""
 
 import itertools
 import json
 import math
+import multiprocessing
+import os
+import signal
+import threading
+import time
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -15,24 +23,32 @@ import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
+from torch import Tensor
 
+from pipeline import metrics
 from pipeline.config import Config, Space, is_whole, lower_is_better, task_metrics
 from pipeline.data import TabularData, generator
-from pipeline.errors import DivergedError, UserError
-from pipeline.model import build_network
-from pipeline.schema import Schema
-from pipeline.training import Epoch, Fit, fit
+from pipeline.errors import UserError
+from pipeline.schema import Schema, Target
+from pipeline.training import OWN, Epoch, Member, fit, new_members
+
+TPE_ROUND = 8  # trials that TPE draws before it hears how they went
+STACK_ACTIVATIONS, MAX_STACK = 1_000_000, 32  # numbers that a hidden layer of all members holds; members
+_STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial: the parameters it drew and how it went; `score` is None where it diverged."""
+    """One trial: the parameters it drew and how it went; `score` is None where it diverged.
+
+    The score of a pruned trial is that of the epochs it had.
+    """
 
     number: int
     params: dict[str, Any]
-    state: Literal["complete", "failed"]
+    state: Literal["complete", "pruned", "failed"]
     score: float | None
     best_epoch: int | None
     history: tuple[Epoch, ...]
@@ -42,7 +58,9 @@ class Trial:
             f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
             for name, value in self.params.items()
         )
-        return f"trial {self.number}: {'diverged' if self.score is None else f'{self.score:.4f}'} with {drawn}"
+        score = "diverged" if self.score is None else f"{self.score:.4f}"
+        pruned = f" after {len(self.history)} epochs, pruned" if self.state == "pruned" else ""
+        return f"trial {self.number}: {score}{pruned} with {drawn}"
 
 
 @dataclass(frozen=True)
@@ -64,23 +82,41 @@ class Search:
         return pd.DataFrame(rows).astype({"best_epoch": "Int64"})
 
     def best_so_far(self) -> pd.Series:
-        scores = self.table()[self.metric]
+        table = self.table()
+        scores = table[self.metric].where(table["state"] == "complete")
         return scores.cummin() if lower_is_better(self.metric) else scores.cummax()
 
 
-def search(
-    config: Config, evaluate: Callable[[Config], Fit], on_trial: Callable[[Trial], object] = lambda trial: None
-) -> Search:
-    """Run the trials of `config.search`; `evaluate` trains one configuration and returns how it went.
+@dataclass
+class Contender:
+    """A trial that is still in the running: plain values and arrays, so that it can go to a worker and back."""
+
+    number: int
+    config: Config
+    progress: dict[str, Any] = field(default_factory=dict)  # of its `Member`, by field; empty before the first epoch
+
+    @property
+    def history(self) -> list[Epoch]:
+        return list(self.progress.get("history", []))
+
+
+Stacks = Sequence[list[Contender]]
+Runner = Callable[[Stacks, int], Iterator[list[Contender]]]  # stacks and the epoch to train them to; in their order
+
+
+def search(config: Config, run: Runner, on_trial: Callable[[Trial], object] = lambda trial: None) -> Search:
+    """The trials of `config.search`, trained by `run`, those that lose dropped between the rungs of `rungs`.
 
     The score of a trial is the task's first metric on validation rows, at its best epoch. What trial n draws is a
-    function of the seed, n and the scores of the trials before it. A trial that diverges is marked failed; raises
-    `UserError` if all do.
+    function of the seed and n, for `tpe` also of the scores of the rounds before. A trial that diverges is marked failed;
+    raises `UserError` if all do.
     """
     metric = f"val_{task_metrics(config.data.task)[0]}"
+    sign = 1 if lower_is_better(metric) else -1
     space = {name: distribution(item, whole=is_whole(name)) for name, item in config.search.space.items()}
-    direction = StudyDirection.MINIMIZE if lower_is_better(metric) else StudyDirection.MAXIMIZE
-    study = optuna.create_study(direction=direction, pruner=optuna.pruners.NopPruner())
+    study = optuna.create_study(
+        direction=StudyDirection.MINIMIZE if sign > 0 else StudyDirection.MAXIMIZE, pruner=optuna.pruners.NopPruner()
+    )
     n_trials = config.search.n_trials
     if config.search.sampler == "grid":
         points = list(itertools.product(*(grid(item, space[name]) for name, item in config.search.space.items())))
@@ -88,42 +124,199 @@ def search(
             study.enqueue_trial(dict(zip(space, point, strict=True)))
         n_trials = min(n_trials, len(points))
     trials: list[Trial] = []
-    for number in range(n_trials):
-        study.sampler = _sampler(config, number)
-        asked = study.ask(space)
-        params = {name: _value(config.search.space[name], asked.params[name]) for name in space}
-        try:
-            outcome = evaluate(config.replace(params))
-        except DivergedError:
-            study.tell(asked, state=TrialState.FAIL)
-            trial = Trial(number, params, "failed", None, None, ())
-        else:
-            score = outcome.best[metric]
-            study.tell(asked, score)
-            trial = Trial(number, params, "complete", score, outcome.best_epoch, tuple(outcome.history))
-        trials.append(trial)
-        on_trial(trial)
-    complete = [trial for trial in trials if trial.score is not None]
+    for start in range(0, n_trials, n_round := TPE_ROUND if config.search.sampler == "tpe" else n_trials):
+        asked, drawn = {}, {}
+        for number in range(start, min(start + n_round, n_trials)):
+            study.sampler = _sampler(config, number)
+            asked[number] = study.ask(space)
+            drawn[number] = {
+                name: _value(item, asked[number].params[name]) for name, item in config.search.space.items()
+            }
+        ended = []
+        for contender, state in _halving(
+            [Contender(n, config.replace(drawn[n] | {"model.ensemble": 1})) for n in drawn], config, run, metric
+        ):
+            best_epoch = contender.progress["best_epoch"] if state != "failed" else None
+            score = contender.history[best_epoch - 1][metric] if best_epoch else None
+            trial = Trial(contender.number, drawn[contender.number], state, score, best_epoch, tuple(contender.history))
+            ended.append(trial)
+            on_trial(trial)
+        for trial in sorted(ended, key=lambda trial: trial.number):  # in an order that no worker decides
+            if trial.score is not None:
+                asked[trial.number].report(trial.score, len(trial.history))
+            study.tell(asked[trial.number], trial.score if trial.state == "complete" else None, _STATES[trial.state])
+            trials.append(trial)
+    complete = [trial for trial in trials if trial.state == "complete"]
     if not complete:
         raise UserError(
             f"search: the loss diverged in each of the {len(trials)} trials: lower the upper end of train.lr in search.space"
         )
-    sign = 1 if lower_is_better(metric) else -1
     best = min(complete, key=lambda trial: sign * (trial.score or 0.0))  # the first of equals
-    return Search(trials, metric, best, _importances(study, config.seed))
+    return Search(trials, metric, best, _importances(trials, metric, space, config))
 
 
-def evaluator(train: TabularData, val: TabularData, learned: Schema) -> Callable[[Config], Fit]:
-    """How a trial is trained: as the stage train does it, but for `search.epochs` and on `search.rows` rows."""
+def rungs(epochs: int, reduction: int | None) -> list[int]:
+    """The epochs after which trials are compared, and the last one: with reduction 3 these are 1, 3, 9, … epochs."""
+    before = (
+        itertools.takewhile(lambda epoch: epoch < epochs, (reduction**k for k in itertools.count()))
+        if reduction
+        else ()
+    )
+    return [*before, epochs]
 
-    def evaluate(config: Config) -> Fit:
-        target, device = learned.target, train.y.device
-        rows = torch.randperm(len(train), generator=generator(config.seed, 3))[: config.search.rows].sort().values
-        network = build_network(config.model, learned, target.n_outputs, generator(config.seed)).to(device)
-        settings = config.train.model_copy(update={"epochs": config.search.epochs, "patience": None})
-        return fit(network, train.take(rows.to(device)), val, settings, target, seed=config.seed)
 
-    return evaluate
+def _halving(
+    contenders: list[Contender], config: Config, run: Runner, metric: str
+) -> Iterator[tuple[Contender, Literal["complete", "pruned", "failed"]]]:
+    """Successive halving (Jamieson & Talwalkar 2016): after each rung the best 1 / reduction of the trials go on."""
+    sign = 1 if lower_is_better(metric) else -1
+    for rung in rungs(config.search.epochs, config.search.reduction):
+        ran: list[Contender] = []
+        for stack in run(pack(contenders, config.search.stack), rung):
+            yield from ((contender, "failed") for contender in stack if contender.progress["diverged"])
+            ran += [contender for contender in stack if not contender.progress["diverged"]]
+        if rung == config.search.epochs:
+            yield from ((contender, "complete") for contender in ran)
+            return
+        ran.sort(key=lambda c: (sign * c.history[c.progress["best_epoch"] - 1][metric], c.number))
+        kept = math.ceil(len(ran) / (config.search.reduction or 1))
+        yield from ((contender, "pruned") for contender in ran[kept:])
+        contenders = sorted(ran[:kept], key=lambda contender: contender.number)
+
+
+def pack(contenders: Sequence[Contender], width: int | None = None) -> list[list[Contender]]:
+    """Contenders of one shape side by side, in stacks of `width` members or as many as `stack_width` says."""
+    shapes: dict[str, list[Contender]] = {}
+    for contender in contenders:
+        shape = contender.config.model_dump_json(
+            include={"model": True, "train": True},
+            exclude={"model": {"dropout", "init"}, "train": OWN},
+        )
+        shapes.setdefault(shape, []).append(contender)
+    stacks = []
+    for alike in shapes.values():
+        size = width or stack_width(alike[0].config)
+        stacks += [alike[start : start + size] for start in range(0, len(alike), size)]
+    return stacks
+
+
+def stack_width(config: Config) -> int:
+    """How many networks of a shape train side by side: enough to outweigh the cost of a call, few enough for the cache.
+
+    A rule over the shapes, since what is measured at run time would change bytes; `make bench` measures what it rests on.
+    """
+    activations = config.train.batch_size * sum(config.model.hidden)
+    return int(2 ** math.floor(math.log2(min(max(STACK_ACTIVATIONS / max(activations, 1), 1), MAX_STACK))))
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a trial is trained on: as the stage train does it, but for `search.epochs` and on `search.rows` rows."""
+
+    train: TabularData
+    val: TabularData
+    learned: Schema
+
+    @classmethod
+    def of(cls, train: TabularData, val: TabularData, learned: Schema, config: Config) -> "Work":
+        drawn = torch.randperm(len(train), generator=generator(config.seed, 0, 3))[: config.search.rows]
+        return cls(train.take(drawn.sort().values.to(train.y.device)), val, learned)
+
+    def __call__(self, stack: list[Contender], until: int) -> list[Contender]:
+        members = [self._member(contender) for contender in stack]
+        fit(members, self.train, self.val, self.learned.target, until=until, score=headline_only)
+        for contender, member in zip(stack, members, strict=True):
+            weights = dict(member.network.state_dict())
+            contender.progress = {name: getattr(member, name) for name in _KEPT} | {
+                name: {key: tensor.cpu().numpy() for key, tensor in tensors.items()}
+                for name, tensors in {
+                    "weights": weights,
+                    "memory": member.memory,
+                    "best_weights": member.best_weights,
+                }.items()
+            }
+        return stack
+
+    def _member(self, contender: Contender) -> Member:
+        config, device = contender.config, self.train.y.device
+        (member,) = new_members(config, self.train, self.learned)
+        member.settings = config.train.model_copy(update={"epochs": config.search.epochs, "patience": None})
+        if progress := contender.progress:
+            tensors = {
+                part: {name: torch.from_numpy(array).to(device) for name, array in progress[part].items()}
+                for part in ("weights", "memory", "best_weights")
+            }
+            member.network.load_state_dict(tensors["weights"])
+            member.memory, member.best_weights = tensors["memory"], tensors["best_weights"]
+            member.history, member.best_epoch = progress["history"], progress["best_epoch"]
+        return member
+
+
+_KEPT = ("history", "best_epoch", "diverged")
+
+
+def headline_only(outputs: Tensor, y: Tensor, target: Target) -> dict[str, float]:
+    """What ranks trials, and no more: F1 and AUROC of each epoch of each trial would take longer than the epoch."""
+    mean = metrics.row_scores(outputs, y, target.task).mean()
+    return {name.removeprefix("train_"): float(value) for name, value in metrics.headline(mean, target).items()}
+
+
+@contextmanager
+def workers(work: Work, n: int | None) -> Iterator[Runner]:
+    """Yield a runner that trains stacks in `n` processes of one thread each: as many as there are cores, if None.
+
+    To be entered before other threads start: the processes are forks, which share the tables with this one. With one
+    process, or on a GPU, the work is done here.
+    """
+    n = n or len(os.sched_getaffinity(0))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        if n == 1 or work.train.y.is_cuda:
+            yield lambda stacks, until: (work(stack, until) for stack in stacks)
+            return
+        with ProcessPoolExecutor(n, multiprocessing.get_context("fork"), _begin, (work, os.getpid())) as pool:
+            pool.submit(_work, [], 0).result()  # forks now
+
+            def run(stacks: Stacks, until: int) -> Iterator[list[Contender]]:
+                # The longest first, so that no worker is left with it alone at the end.
+                order = sorted(range(len(stacks)), key=lambda place: -_cost(stacks[place]))
+                futures = {place: pool.submit(_work, stacks[place], until) for place in order}
+                for place in range(len(stacks)):
+                    yield futures[place].result()
+
+            yield run
+    except BrokenProcessPool:
+        raise UserError("search: a worker process was killed; if memory was short, lower search.workers") from None
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _cost(stack: list[Contender]) -> float:
+    model = stack[0].config.model
+    return len(stack) * sum(model.hidden)
+
+
+_here: list[Work] = []  # in a worker process: what it trains on
+
+
+def _begin(work: Work, parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends its workers
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(1)
+    _here.append(work)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """A worker whose parent was killed would wait for ever."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _work(stack: list[Contender], until: int) -> list[Contender]:
+    return _here[0](stack, until) if stack else []
 
 
 def distribution(space: Space, whole: bool) -> BaseDistribution:
@@ -167,12 +360,29 @@ def _sampler(config: Config, number: int) -> optuna.samplers.BaseSampler:
                 return optuna.samplers.QMCSampler(seed=config.seed, scramble=True)
 
 
-def _importances(study: optuna.Study, seed: int) -> dict[str, float]:
-    """Share of the scores' variance that each parameter explains (Hutter et al. 2014); empty where there is none."""
-    scores = [trial.value for trial in study.trials if trial.value is not None]
+def _importances(
+    trials: Sequence[Trial], metric: str, space: Mapping[str, BaseDistribution], config: Config
+) -> dict[str, float]:
+    """Share of the scores' variance that each parameter explains (Hutter et al. 2014); empty where there is none.
+
+    The scores are those after the first rung, the last epoch that all trials have had.
+    """
+    rung = rungs(config.search.epochs, config.search.reduction)[0]
+    sign = 1 if lower_is_better(metric) else -1
+    study = optuna.create_study()
+    for trial in trials:
+        if trial.score is None:
+            continue
+        places = {
+            name: value if (choices := config.search.space[name].choices) is None else choices.index(value)
+            for name, value in trial.params.items()
+        }
+        score = min(sign * row[metric] for row in trial.history[:rung])
+        study.add_trial(optuna.create_trial(params=places, distributions=dict(space), value=score))
+    scores = [trial.value or 0.0 for trial in study.trials]
     if len(scores) < 4 or math.isclose(min(scores), max(scores)):
         return {}
     found: Mapping[str, float] = optuna.importance.get_param_importances(
-        study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=seed)
+        study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=config.seed)
     )
     return dict(found)

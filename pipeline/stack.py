@@ -23,9 +23,9 @@ class Stack:
     def __init__(self, members: Sequence[nn.Sequential]) -> None:
         self.layers, self.size = members[0], len(members)
         self._dropouts = {
-            name: _Threshold([member.get_submodule(name).p for member in members], next(members[0].parameters()))
-            for name, layer in self.layers.named_children()
-            if isinstance(layer, Dropout) and any(member.get_submodule(name).p for member in members)
+            name: _Threshold(chances, next(members[0].parameters()))
+            for name, chances in _chances(members).items()
+            if any(chances)
         }
         own = [dict(member.named_parameters()) for member in members]
         stacked = {name: torch.stack([_turned(name, each[name].detach()) for each in own]) for name in own[0]}
@@ -59,7 +59,7 @@ class Stack:
                     hidden = layer.encode(hidden, frequency.unsqueeze(1), weight, bias.unsqueeze(1))
                 case CategoryEmbedding():
                     codes = self._codes(x_cat, layer.offsets, name)
-                    found = _LookUp.apply(self.weights[f"{name}.table"].flatten(0, 1), codes.view(-1, 1))
+                    found = _look_up(self.weights[f"{name}.table"].flatten(0, 1), codes.view(-1, 1))
                     hidden = torch.cat([hidden.expand(self.size, -1, -1), found.view(*codes.shape[:2], -1)], 2)
                 case TableLinear():
                     hidden = self._linear(name, hidden)
@@ -88,7 +88,7 @@ class Stack:
 
     def _look_up(self, x_cat: Tensor, layer: TableLinear, name: str) -> Tensor:
         codes = self._codes(x_cat, layer.offsets, name)
-        found = _LookUp.apply(self.weights[f"{name}.table"].flatten(0, 1), codes.flatten(0, 1))
+        found = _look_up(self.weights[f"{name}.table"].flatten(0, 1), codes.flatten(0, 1))
         return found.view(self.size, -1, found.shape[1])
 
     def dropout_words(self, n_rows: int, generators: Sequence[torch.Generator]) -> Tensor | None:
@@ -130,7 +130,7 @@ class _LookUp(torch.autograd.Function):
         return F.embedding_bag(codes, table, mode="sum")
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (codes,) = ctx.saved_tensors
         flat = codes.flatten()
         counts = torch.bincount(flat, minlength=ctx.n_rows)
@@ -148,6 +148,21 @@ class _Threshold:
 
     def mask(self, words: Tensor) -> Tensor:
         return (words >= self._cut).to(self._scale.dtype).mul_(self._scale)
+
+
+def _chances(members: Sequence[nn.Sequential]) -> dict[str, list[float]]:
+    """By the name of each dropout layer, what it drops in each member."""
+    places = zip(*(member.named_children() for member in members), strict=True)
+    return {
+        same[0][0]: [layer.p for _, layer in same if isinstance(layer, Dropout)]
+        for same in places
+        if isinstance(same[0][1], Dropout)
+    }
+
+
+def _look_up(table: Tensor, codes: Tensor) -> Tensor:
+    found: Tensor = _LookUp.apply(table, codes)  # type: ignore[no-untyped-call]
+    return found
 
 
 def _turned(name: str, weight: Tensor) -> Tensor:

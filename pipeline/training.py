@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import metrics
-from pipeline.config import Train
+from pipeline.config import Config, Train
 from pipeline.data import TabularData, generator
 from pipeline.errors import DivergedError, UserError
-from pipeline.model import Dropout
+from pipeline.model import Dropout, bin_edges, build_network, edges_of
 from pipeline.optimizers import Optimizer, State
-from pipeline.schema import Target
+from pipeline.schema import Schema, Target
 from pipeline.stack import Stack
 
 PREDICT_ROWS = 8192
@@ -27,7 +27,7 @@ OWN = {"lr", "momentum", "weight_decay", "label_smoothing", "patience"}  # what 
 
 Epoch = dict[str, float]  # one row of history.csv; "epoch" counts from 1
 Objective = Callable[[Tensor, Tensor], Tensor]  # outputs [K, B, n_outputs], y [K, B] to the mean losses [K]
-OnEpoch = Callable[[list[Epoch]], object]  # gets a row a member that trained; a true answer ends training
+OnEpoch = Callable[[Epoch], object]  # gets the mean row of the members that trained; a true answer ends training
 Score = Callable[[Tensor, Tensor, Target], dict[str, float]]  # outputs [n, n_outputs], y [n] to metrics
 
 
@@ -61,17 +61,47 @@ class Member:
             raise DivergedError(self.diverged)
         return self.history[self.best_epoch - 1]
 
+    @property
+    def fitted(self) -> nn.Sequential:
+        """The network with its best weights. Raises `DivergedError` if the loss ceased to be finite."""
+        assert self.best
+        return self.network
+
     def add(self, row: Epoch) -> None:
         """Take in what an epoch brought, and remember the weights if they are the best so far."""
         if not (math.isfinite(row["train_loss"]) and math.isfinite(row["val_loss"])):
-            self.diverged = (
-                f"the loss is no longer finite in epoch {row['epoch']} at lr {row['lr']:g}: try a smaller train.lr, or train.clip"
-            )
+            self.diverged = f"the loss is no longer finite in epoch {row['epoch']} at lr {row['lr']:g}: try a smaller train.lr, or train.clip"
             return
         self.history.append(row)
         if len(self.history) == 1 or row["val_loss"] < self.best["val_loss"]:
             self.best_epoch = len(self.history)
             self.best_weights = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+
+
+def member_seeds(seed: int, n: int) -> list[int]:
+    """The seed of each member of an ensemble: the first is `seed` itself, so that one member is what a network alone is."""
+    return [seed, *(int(each) for each in np.random.SeedSequence((seed, 5)).generate_state(n - 1))] if n > 1 else [seed]
+
+
+def new_members(config: Config, train: TabularData, learned: Schema) -> list[Member]:
+    """The `model.ensemble` members of a configuration, untrained, on the device of `train`, whose rows give the bins."""
+    model = config.model
+    edges = bin_edges(train.x_num, model.bins) if model.numeric == "ple" else ()
+    members = []
+    for seed in member_seeds(config.seed, model.ensemble):
+        network = build_network(model, learned, learned.target.n_outputs, generator(seed), edges).to(train.y.device)
+        members.append(Member(network, config.train, seed))
+    return members
+
+
+def mean_history(members: Sequence[Member]) -> list[Epoch]:
+    """A row an epoch: the means over the members that still trained."""
+    epochs = range(max(len(member.history) for member in members))
+    return [mean_row([m.history[epoch] for m in members if epoch < len(m.history)]) for epoch in epochs]
+
+
+def mean_row(rows: Sequence[Epoch]) -> Epoch:
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} | {"epoch": rows[0]["epoch"]}
 
 
 def use(device: str, threads: int) -> torch.device:
@@ -95,7 +125,7 @@ def fit(
     target: Target,
     *,
     until: int | None = None,
-    on_epoch: OnEpoch = lambda rows: None,
+    on_epoch: OnEpoch = lambda row: None,
     score: Score = metrics.score_outputs,
 ) -> None:
     """Train members of one shape side by side, each as if it were alone, until they are over or have `until` epochs.
@@ -103,10 +133,12 @@ def fit(
     Best is the lowest validation loss. Networks and data are on one device; `score` says what is measured on validation
     rows besides the loss. Members that have begun go on from where they are.
     """
+    assert len({(len(member.history), shape_of(member)) for member in members if not member.over}) <= 1
     stopped = False
-    while not stopped and (learning := [m for m in members if not m.over and (until is None or len(m.history) < until)]):
+    while not stopped and (
+        learning := [m for m in members if not m.over and (until is None or len(m.history) < until)]
+    ):
         epoch = len(learning[0].history) + 1
-        assert all(len(member.history) + 1 == epoch and alike(member, learning[0]) for member in learning)
         stack = Stack([member.network for member in learning])
         trained = _train_epoch(stack, learning, epoch, train, target)
         stack.write([member.network for member in learning])
@@ -117,13 +149,16 @@ def fit(
             # Loss, the headline metric and lr first, as history.csv has it; then the rest.
             seen = {name: begun.pop(name) for name in ("lr", "grad_norm")}
             member.add({"epoch": epoch, **begun, "val_loss": loss, **dict(list(scores.items())[:1]), **seen, **scores})
-        stopped = bool(on_epoch([member.history[-1] for member in learning if member.diverged is None]))
+        rows = [member.history[-1] for member in learning if member.diverged is None]
+        stopped = bool(rows and on_epoch(mean_row(rows)))
     for member in members:
         if (member.over or stopped) and member.diverged is None:
             member.network.load_state_dict(member.best_weights)
 
 
-def _train_epoch(stack: Stack, members: Sequence[Member], epoch: int, train: TabularData, target: Target) -> list[Epoch]:
+def _train_epoch(
+    stack: Stack, members: Sequence[Member], epoch: int, train: TabularData, target: Target
+) -> list[Epoch]:
     """Every batch once. Nothing is read from the device before the epoch is over."""
     settings, device, size = members[0].settings, train.y.device, len(members)
     draws = Draws([member.seed for member in members], epoch, device)
@@ -164,17 +199,13 @@ def _train_epoch(stack: Stack, members: Sequence[Member], epoch: int, train: Tab
     return [dict(zip(measured, row, strict=True)) for row in torch.stack(list(measured.values()), 1).tolist()]
 
 
-def alike(one: Member, other: Member) -> bool:
-    """Whether two members can be of one stack: networks of one shape, settings that differ in `OWN` only."""
-    return shape_of(one) == shape_of(other)
-
-
 def shape_of(member: Member) -> tuple[object, ...]:
+    """What the members of a stack have in common: layers of one shape, and all settings but those in `OWN`."""
     layers = tuple(
-        (type(layer), *(tuple(p.shape) for p in layer.parameters()), *(p.requires_grad for p in layer.parameters()))
-        for layer in member.network
+        (str(layer), *((tuple(p.shape), p.requires_grad) for p in layer.parameters())) for layer in member.network
     )
-    return layers, member.settings.model_dump_json(exclude=OWN), member.network[0].__dict__.get("negative_slope")
+    edges = tuple(tuple(column.tolist()) for column in edges_of(member.network))
+    return layers, edges, member.settings.model_dump_json(exclude=OWN)
 
 
 @torch.no_grad()
@@ -246,12 +277,13 @@ def overfit_check(
     member = Member(copied, _by_heart(settings, settings.overfit.steps, len(batch)), seed)
     goal = 0.01 * float(batch.y.var(correction=0)) if target.task == "regression" else None
 
-    def learnt(rows: list[Epoch]) -> bool:
-        return all(row["val_loss"] < goal if goal is not None else row["val_accuracy"] == 1.0 for row in rows)
+    def learnt(row: Epoch) -> bool:
+        return row["val_loss"] < goal if goal is not None else row["val_accuracy"] == 1.0
 
     fit([member], batch, batch, target, on_epoch=learnt)
-    last = (member.best and member.history)[-1]  # of a loss that stayed finite
-    if not learnt([last]):
+    assert member.fitted is copied  # or it diverged
+    last = member.history[-1]
+    if not learnt(last):
         reached = (
             f"loss {last['val_loss']:.3g}, wanted below {goal:.3g}"
             if goal is not None

@@ -17,7 +17,7 @@ def main() -> None:
     folder = Path("reports") / model
     with stage_run(f"evaluate@{model}", settings, tags={"model": model}) as run:
         judged = evaluation.evaluate(
-            lambda *part: training.predict(bundle.network, load_split(*part)), bundle.target, bundle.schema
+            lambda *part: bundle.outputs(load_split(*part)), bundle.target, bundle.schema, bundle.temperature
         )
         evaluation.save(folder, judged)
         run.log_params(bundle.params)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipeline import config, console, files
-from pipeline.bundle import DESCRIPTION, load_bundle
+from pipeline.bundle import DESCRIPTION, copy_bundle, load_bundle
 from pipeline.champion import choose, model_card
 from pipeline.evaluation import load_scores
 from pipeline.tracking import register, stage_run
@@ -19,8 +19,7 @@ def main() -> None:
         choice = choose(scores, settings.register_, settings.data.task)
         print(*choice.lines, sep="\n")
         bundle = load_bundle(Path("models") / choice.name)
-        for name in ("model.safetensors", "history.csv", DESCRIPTION):
-            files.copy(Path("models") / choice.name / name, CHAMPION / name)
+        copy_bundle(Path("models") / choice.name, CHAMPION)
         card = model_card(bundle, choice, scores[choice.name], load_scores(Path("reports/baseline")), settings)
         files.write_text(CHAMPION / "README.md", card)
         digest = files.sha256(CHAMPION / DESCRIPTION)

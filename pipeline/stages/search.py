@@ -4,10 +4,9 @@ from pathlib import Path
 
 from pipeline import config, console, figures, files, training
 from pipeline.bundle import Bundle, save_bundle
-from pipeline.data import generator, load_split
-from pipeline.model import build_network
+from pipeline.data import load_split
 from pipeline.preparation import load_prepared
-from pipeline.search import Trial, evaluator, search
+from pipeline.search import Trial, Work, search, workers
 from pipeline.tracking import stage_run
 
 FOLDER = Path("models/search")
@@ -17,30 +16,35 @@ def main() -> None:
     settings = config.load()
     device = training.use(settings.device, settings.threads)
     learned, preprocessor = load_prepared()
-    target, seed = learned.target, settings.seed
+    target = learned.target
     train, val = (load_split("source", split).to(device) for split in ("train", "val"))
-    with stage_run("search", settings) as run:
+    work = Work.of(train, val, learned, settings)
+    with workers(work, settings.search.workers) as runner, stage_run("search", settings) as run:
         with console.progress("trial", settings.search.n_trials) as advance:
 
             def on_trial(trial: Trial) -> None:
                 run.log_trial(trial.number, trial.params, trial.state, trial.history)
                 advance(trial.line())
 
-            found = search(settings, evaluator(train, val, learned), on_trial)
+            found = search(settings, runner, on_trial)
 
         best = settings.replace(found.best.params)
         print(f"best is {found.best.line()}; trained on all rows:")
-        network = build_network(best.model, learned, target.n_outputs, generator(seed)).to(device)
+        members = training.new_members(best, train, learned)
         with run.epochs("epoch", best.train.epochs) as on_epoch:
-            fitted = training.fit(network, train, val, best.train, target, seed=seed, on_epoch=on_epoch)
+            training.fit(members, train, val, target, on_epoch=on_epoch)
 
-        params = config.flatten({"seed": seed, **best.model_dump(mode="json", include={"model", "train"})})
-        save_bundle(FOLDER, Bundle(network, best.model, learned, target, preprocessor, params), fitted.history)
+        params = config.flatten({"seed": best.seed, **best.model_dump(mode="json", include={"model", "train"})})
+        networks = tuple(member.fitted for member in members)
+        bundle = Bundle(networks, best.model, learned, target, preprocessor, params)
+        if best.train.calibration:
+            bundle = bundle.calibrated(val)
+        save_bundle(FOLDER, bundle, training.mean_history(members))
         log = {name for name, space in settings.search.space.items() if space.log}
         files.write_csv(FOLDER / "trials.csv", found.table())
         files.write_text(FOLDER / "best_params.yaml", config.dump_yaml(config.nest(found.best.params)))
         figures.save_search(FOLDER, found.table(), found.best_so_far(), found.importances, log)
-        run.log_metrics({f"best.{name}": value for name, value in fitted.best.items()})
+        run.log_metrics({f"best.{name}": value for name, value in members[0].best.items()})
         run.log_files(*(FOLDER / name for name in ("trials.csv", "best_params.yaml")), *FOLDER.glob("*.png"))
         run.log_model(FOLDER)
 
