@@ -117,17 +117,6 @@ class CategoryEmbedding(nn.Module):
         return torch.cat([x_num, found], 1), x_cat[:, :0]
 
 
-class Dropout(nn.Module):
-    """Inverted dropout of the share `p`; `training` draws the masks itself, so as a layer it lets everything through."""
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
-
-
 def bin_edges(x_num: Tensor, n_bins: int) -> tuple[Tensor, ...]:
     """The borders of at most `n_bins` bins with equally many of the training rows x_num [n, d_num], for each column."""
     if not x_num.shape[1]:
@@ -168,7 +157,7 @@ def build_network(
             # Without the constructor's own draw, which would come from the global generator.
             layers.append(nn.utils.skip_init(nn.Linear, widths[place - 1], d_out))
         if place < len(model.hidden):
-            layers += [_activation(model), Dropout(model.dropout)]
+            layers += [_activation(model), nn.Dropout(model.dropout)]
     network = nn.Sequential(*layers)
     for layer in network:
         if isinstance(layer, Periodic | CategoryEmbedding):

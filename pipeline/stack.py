@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.model import CategoryEmbedding, Dropout, Periodic, PiecewiseLinear, TableLinear
+from pipeline.model import CategoryEmbedding, Periodic, PiecewiseLinear, TableLinear
 
 Mix = Callable[[Tensor], Tensor]  # [K, B, H] to the same shape
 
@@ -68,7 +68,7 @@ class Stack:
                     hidden = mix(hidden)
                 case nn.Linear():
                     hidden = self._linear(name, hidden)
-                case Dropout():
+                case nn.Dropout():
                     if words is not None and name in self._dropouts:
                         width = hidden.shape[1] * hidden.shape[2]
                         mask = self._dropouts[name].mask(words[:, used : used + width].view(-1, *hidden.shape[1:]))
@@ -154,9 +154,9 @@ def _chances(members: Sequence[nn.Sequential]) -> dict[str, list[float]]:
     """By the name of each dropout layer, what it drops in each member."""
     places = zip(*(member.named_children() for member in members), strict=True)
     return {
-        same[0][0]: [layer.p for _, layer in same if isinstance(layer, Dropout)]
+        same[0][0]: [layer.p for _, layer in same if isinstance(layer, nn.Dropout)]
         for same in places
-        if isinstance(same[0][1], Dropout)
+        if isinstance(same[0][1], nn.Dropout)
     }
 
 

@@ -15,7 +15,7 @@ from pipeline import metrics
 from pipeline.config import Config, Train
 from pipeline.data import TabularData, generator
 from pipeline.errors import DivergedError, UserError
-from pipeline.model import Dropout, bin_edges, build_network, edges_of
+from pipeline.model import bin_edges, build_network, edges_of
 from pipeline.optimizers import Optimizer, State
 from pipeline.schema import Schema, Target
 from pipeline.stack import Stack
@@ -202,7 +202,7 @@ def _train_epoch(
 def shape_of(member: Member) -> tuple[object, ...]:
     """What the members of a stack have in common: layers of one shape, and all settings but those in `OWN`."""
     layers = tuple(
-        (str(layer), *((tuple(p.shape), p.requires_grad) for p in layer.parameters())) for layer in member.network
+        (str(layer) if not isinstance(layer, nn.Dropout) else "dropout", *((tuple(p.shape), p.requires_grad) for p in layer.parameters())) for layer in member.network
     )
     edges = tuple(tuple(column.tolist()) for column in edges_of(member.network))
     return layers, edges, member.settings.model_dump_json(exclude=OWN)
@@ -272,7 +272,7 @@ def overfit_check(
         return []  # a batch of equal targets has nothing to learn by heart
     copied = copy.deepcopy(network)
     for layer in copied:
-        if isinstance(layer, Dropout):
+        if isinstance(layer, nn.Dropout):
             layer.p = 0.0
     member = Member(copied, _by_heart(settings, settings.overfit.steps, len(batch)), seed)
     goal = 0.01 * float(batch.y.var(correction=0)) if target.task == "regression" else None
@@ -335,7 +335,9 @@ class Draws:
         own = list(seeds) if len(set(seeds)) > 1 else [seeds[0]]
         self.keys = [(seed, epoch) for seed in own]
         self.device = device
-        self.generators = [generator(*key, 1, device=device) for key in self.keys]
+        self._generators = [generator(*key, 1, device=device) for key in self.keys]
+        # Of their own, since a member that drops nothing draws none of them.
+        self.dropout = [generator(*key, 2, device=device) for key in self.keys]
 
     def order(self, n: int) -> Tensor:
         """[keys, n] rows in random order."""
@@ -357,7 +359,7 @@ class Draws:
         ).bool()
 
     def _each(self, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
-        return torch.stack([draw(draws) for draws in self.generators])
+        return torch.stack([draw(draws) for draws in self._generators])
 
 
 def _forward(
@@ -371,7 +373,7 @@ def _forward(
     if augment.swap:
         x_num, x_cat = _swapped(x_num, augment.swap, draws), _swapped(x_cat, augment.swap, draws)
     partner = draws.permutation(len(batch)) if augment.mixup else None
-    words = stack.dropout_words(len(batch), draws.generators)
+    words = stack.dropout_words(len(batch), draws.dropout)
     if partner is None:
         outputs = stack(x_num, x_cat, words)
         return objective(outputs, batch.y), outputs

@@ -13,10 +13,11 @@ from pipeline import config, datasets
 from pipeline.bundle import Bundle
 from pipeline.config import Config, Csv, Data, Model, Task, Train
 from pipeline.data import TabularData, generator
-from pipeline.model import build_network
+from pipeline.model import bin_edges, build_network
 from pipeline.preparation import prepare
 from pipeline.preprocessing import Preprocessor
 from pipeline.schema import Schema, Target
+from pipeline.training import Member, OnEpoch, fit
 
 torch.set_num_threads(1)
 
@@ -86,14 +87,33 @@ def mixed() -> pd.DataFrame:
 
 
 def network(of: Sample, seed: int = 0, **model: Any) -> nn.Sequential:
-    return build_network(Model(**model), of.schema, of.target.n_outputs, generator(seed))
+    settings = Model(**model)
+    edges = bin_edges(of.train.x_num, settings.bins) if settings.numeric == "ple" else ()
+    return build_network(settings, of.schema, of.target.n_outputs, generator(seed), edges)
+
+
+def train(
+    built: nn.Sequential,
+    of: Sample,
+    settings: Train,
+    seed: int = 0,
+    *,
+    on_epoch: OnEpoch = lambda row: None,
+    rows: TabularData | None = None,
+    val: TabularData | None = None,
+) -> Member:
+    """One network trained in place, a stack of one."""
+    member = Member(built, settings, seed)
+    fit([member], rows or of.train, val or of.val, of.target, on_epoch=on_epoch)
+    assert member.fitted is built
+    return member
 
 
 def bundle(of: Sample, seed: int = 0, **model: Any) -> Bundle:
     params = {"seed": seed, "train.lr": 0.05, "model.hidden": [8]}
     settings = Model(**{"hidden": (8,), **model})
-    built = build_network(settings, of.schema, of.target.n_outputs, generator(seed)).eval()
-    return Bundle(built, settings, of.schema, of.target, of.preprocessor, params)
+    members = tuple(network(of, seed + k, **settings.model_dump()).eval() for k in range(settings.ensemble))
+    return Bundle(members, settings, of.schema, of.target, of.preprocessor, params)
 
 
 def settings(**train: Any) -> Train:

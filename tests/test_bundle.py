@@ -14,7 +14,7 @@ from pipeline import files
 from pipeline.bundle import DESCRIPTION, HISTORY, WEIGHTS, load_bundle, save_bundle
 from pipeline.config import Data
 from pipeline.errors import UserError
-from pipeline.training import fit, predict
+from pipeline.training import predict
 from tests import samples
 
 NAMES = (DESCRIPTION, WEIGHTS, HISTORY)
@@ -32,7 +32,7 @@ def saved(tmp_path):
 def test_a_loaded_bundle_is_the_saved_one_and_predicts_the_same_bit_for_bit(tmp_path, name, hidden):
     of = samples.sample(name)
     bundle = samples.bundle(of, hidden=hidden, dropout=0.3, activation="selu")
-    fitted = fit(bundle.network, of.train, of.val, samples.settings(), of.target, seed=0)
+    fitted = samples.train(bundle.network, of, samples.settings())
     save_bundle(tmp_path, bundle, fitted.history)
     loaded = load_bundle(tmp_path)
     for part in ("model", "schema", "target", "params"):
@@ -40,7 +40,7 @@ def test_a_loaded_bundle_is_the_saved_one_and_predicts_the_same_bit_for_bit(tmp_
     assert not loaded.network.training
     table = of.raw.drop(columns="target" if name != "mixed" else "sold")
     pd.testing.assert_frame_equal(loaded.predict(table), bundle.predict(table), check_exact=True)
-    assert torch.equal(predict(loaded.network, of.test), predict(bundle.network, of.test))
+    assert torch.equal(predict(loaded.members, of.test), predict(bundle.members, of.test))
     assert pd.read_csv(tmp_path / HISTORY).to_dict("records") == [pytest.approx(row) for row in fitted.history]
 
 
@@ -59,7 +59,7 @@ def test_a_loaded_bundle_keeps_the_scaling(tmp_path, scaling):
 def test_predictions_are_those_of_the_network_on_the_prepared_rows():
     of = samples.sample("diabetes")
     bundle = samples.bundle(of)
-    outputs = predict(bundle.network, of.test)[:, 0].double().numpy()
+    outputs = predict(bundle.members, of.test)[0][:, 0].double().numpy()
     table = of.raw.iloc[of.rows["test"]]
     assert bundle.predict(table)["prediction"].to_numpy() == pytest.approx(
         outputs * of.target.std + of.target.mean, rel=1e-6
@@ -198,7 +198,7 @@ def test_weights_that_do_not_fit_the_description_are_refused_even_with_fitting_s
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("format", 2, "format 2"),
+        ("format", 1, "format 1"),
         ("model", {"hidden": "wide"}, "cannot be loaded"),
         ("scaling", "log", "cannot be loaded"),
     ],

@@ -224,17 +224,6 @@ def test_generator_leaves_the_global_one_alone():
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-@pytest.mark.parametrize(("n", "size"), [(10, 3), (9, 3), (1, 5), (5, 5), (6, 1)])
-def test_batches_cover_each_row_once_in_random_order(n, size):
-    found = list(data.batches(n, size, data.generator(0, 1)))
-    assert [len(rows) for rows in found] == [size] * (n // size) + [n % size] * (n % size > 0)
-    assert sorted(torch.cat(found).tolist()) == list(range(n))
-    again = torch.cat(list(data.batches(n, size, data.generator(0, 1))))
-    assert torch.equal(torch.cat(found), again)
-    if n > 4:
-        assert not torch.equal(again, torch.cat(list(data.batches(n, size, data.generator(0, 2)))))
-
-
 @pytest.mark.parametrize("y", [torch.tensor([0, 2, 1, 2, 0]), torch.tensor([0.5, -1, 2, 3, 4], dtype=torch.float32)])
 @pytest.mark.parametrize("codes", [torch.uint8, torch.int16])
 def test_split_comes_back_from_disk_as_it_was(tmp_path, y, codes):

@@ -7,7 +7,6 @@ from pipeline.config import Finetune, Train
 from pipeline.errors import UserError
 from pipeline.finetuning import adapt, settings
 from pipeline.schema import Target
-from pipeline.training import fit
 from tests import samples
 
 OTHER = Target(name="target", task="multiclass", classes=("a", "b", "c", "d", "e"))
@@ -23,7 +22,7 @@ def same(one, other):
 
 def test_the_same_target_keeps_every_weight_in_a_copy():
     trained = samples.bundle(samples.sample("iris"), hidden=(6, 5))
-    adapted = adapt(trained, trained.target, Finetune(freeze=1), seed=1)
+    adapted = adapt(trained, 0, trained.target, Finetune(freeze=1), seed=1)
     assert same(state(adapted), state(trained.network)) == list(trained.network.state_dict())
     assert not {p.data_ptr() for p in adapted.parameters() if p.numel()} & {
         p.data_ptr() for p in trained.network.parameters()
@@ -34,7 +33,7 @@ def test_the_same_target_keeps_every_weight_in_a_copy():
 
 def test_other_classes_get_a_new_last_layer_that_the_seed_draws():
     trained = samples.bundle(samples.sample("iris"), hidden=(6, 5))
-    one, again, other = (adapt(trained, OTHER, Finetune(freeze=0), seed) for seed in (1, 1, 2))
+    one, again, other = (adapt(trained, 0, OTHER, Finetune(freeze=0), seed) for seed in (1, 1, 2))
     assert one[-1].weight.shape == (5, 5)
     kept = ["0.weight", "0.table", "0.bias", "3.weight", "3.bias"]
     assert same({name: tensor for name, tensor in state(one).items() if name in kept}, state(trained.network)) == kept
@@ -50,9 +49,9 @@ def test_finetuning_moves_what_is_free_and_neither_the_frozen_nor_the_source(fre
     of = samples.sample("mixed")
     trained = samples.bundle(of)
     source = state(trained.network)
-    adapted = adapt(trained, of.target, Finetune(freeze=freeze), seed=1)
+    adapted = adapt(trained, 0, of.target, Finetune(freeze=freeze), seed=1)
     before = state(adapted)
-    fit(adapted, of.train, of.val, samples.settings(weight_decay=0.01), of.target, seed=0)
+    samples.train(adapted, of, samples.settings(weight_decay=0.01))
     assert same(state(adapted), before) == frozen
     assert same(state(trained.network), source) == list(source)
 
@@ -60,15 +59,15 @@ def test_finetuning_moves_what_is_free_and_neither_the_frozen_nor_the_source(fre
 def test_a_bundle_of_a_finetuned_network_is_not_frozen_for_the_next_one():
     trained = samples.bundle(samples.sample("mixed"), hidden=(6, 5))
     trained.network[0].requires_grad_(False)
-    adapted = adapt(trained, trained.target, Finetune(freeze=0), seed=1)
+    adapted = adapt(trained, 0, trained.target, Finetune(freeze=0), seed=1)
     assert all(p.requires_grad for p in adapted.parameters())
 
 
 def test_a_frozen_pattern_without_a_match_and_other_classes_without_hidden_layers_are_refused():
     with pytest.raises(UserError, match=r"finetune\.freeze: no parameter matches '8\.\*'"):
-        adapt(samples.bundle(samples.sample("iris")), OTHER, Finetune(freeze=("8.*",)), seed=1)
+        adapt(samples.bundle(samples.sample("iris")), 0, OTHER, Finetune(freeze=("8.*",)), seed=1)
     with pytest.raises(UserError, match=r"data\.transfer has other classes"):
-        adapt(samples.bundle(samples.sample("iris"), hidden=()), OTHER, Finetune(freeze=0), seed=1)
+        adapt(samples.bundle(samples.sample("iris"), hidden=()), 0, OTHER, Finetune(freeze=0), seed=1)
 
 
 def test_settings_are_those_of_training_but_for_what_finetune_has_of_its_own():

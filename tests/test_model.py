@@ -10,7 +10,6 @@ from pipeline.config import Model
 from pipeline.data import generator
 from pipeline.errors import UserError
 from pipeline.model import (
-    Dropout,
     TableLinear,
     build_network,
     describe,
@@ -52,50 +51,6 @@ def test_table_linear_and_its_gradients_equal_linear_on_the_one_hot_matrix(d_num
     torch.testing.assert_close(layer.bias.grad, plain.bias.grad)
     if cardinalities:
         torch.testing.assert_close(layer.table.grad, plain.weight.grad[:, d_num:].T)
-
-
-@pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 0.999999])
-def test_dropout_drops_its_share_and_scales_the_rest(p):
-    layer, n = Dropout(p), 200_001
-    layer.generator = generator(0)
-    out = layer(torch.ones(n))
-    kept = float((out != 0).float().mean())
-    assert abs(kept - (1 - p)) < 5 * (p * (1 - p) / n) ** 0.5 + 2**-16
-    if kept:
-        scale = out[out != 0].unique()
-        assert len(scale) == 1
-        assert scale.item() == pytest.approx(1 / (1 - p), rel=2**-16 / (1 - p))
-
-
-def test_dropout_keeps_the_gradient_of_what_it_keeps_and_drops_places_independently():
-    layer, x = Dropout(0.3), torch.ones(100, 1000, requires_grad=True)
-    layer.generator = generator(0)
-    out = layer(x)
-    out.sum().backward()
-    torch.testing.assert_close(x.grad, out.detach())
-    dropped = (out == 0).float()
-    for shift in range(1, 9):  # four neighbours share one random word
-        together = float((dropped[:, shift:] * dropped[:, :-shift]).mean())
-        assert together == pytest.approx(0.09, abs=0.006)
-
-
-@pytest.mark.parametrize(("p", "training"), [(0.5, False), (0.0, True)])
-def test_dropout_is_the_identity_in_evaluation_and_for_p_zero(p, training):
-    x = torch.randn(5, 7, generator=generator(0))
-    assert torch.equal(Dropout(p).train(training)(x), x)
-
-
-def test_dropout_repeats_for_the_same_generator_and_leaves_the_global_one():
-    layer, x = Dropout(0.5), torch.ones(9, 11)
-    before = torch.get_rng_state()
-    outs = []
-    for seed in (3, 3, 4):
-        layer.generator = generator(seed)
-        outs.append(layer(x))
-    assert torch.equal(outs[0], outs[1])
-    assert not torch.equal(outs[0], outs[2])
-    assert not torch.equal(outs[0], layer(x))  # the next mask is another one
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 import itertools
 import json
 import logging
+import os
+import signal
 
 import numpy as np
 import pandas as pd
@@ -9,9 +11,8 @@ import torch
 
 from pipeline import figures
 from pipeline.data import generator
-from pipeline.errors import DivergedError, UserError
-from pipeline.search import evaluator, search
-from pipeline.training import Fit, fit
+from pipeline.errors import UserError
+from pipeline.search import Contender, Work, pack, rungs, search, stack_width, workers
 from tests import samples
 
 SAMPLERS = pytest.mark.parametrize("sampler", ["random", "qmc", "tpe", "grid"])
@@ -35,8 +36,23 @@ def score_of(config):
     return 1 / (1 + abs(np.log10(config.train.lr) + 2)) + 0.01 * config.train.momentum
 
 
-def made_up(config, metric="val_accuracy"):
-    return Fit([{"epoch": 1, metric: 0.0}, {"epoch": 2, metric: score_of(config)}], best_epoch=2)
+def runner(score=score_of, diverge=(), asked=None, metric="val_accuracy"):
+    """Stands in for training: every epoch of a trial has the score of its configuration, the later the better."""
+
+    def run(stacks, until):
+        for stack in stacks:
+            for contender in stack:
+                if asked is not None:
+                    asked[contender.number] = contender.config
+                rows = [{"epoch": e, metric: score(contender.config) * e / until} for e in range(1, until + 1)]
+                diverged = "the loss is no longer finite" if contender.number in diverge else None
+                contender.progress = {"history": rows, "best_epoch": until, "diverged": diverged}
+            yield stack
+
+    return run
+
+
+made_up = runner()
 
 
 def drawn(found):
@@ -45,10 +61,11 @@ def drawn(found):
 
 @SAMPLERS
 def test_each_sampler_gives_as_many_trials_as_asked_for_inside_the_space_and_repeats(sampler):
-    asked = []
-    found = search(configured(sampler, 12), lambda config: asked.append(config) or made_up(config))
+    asked = {}
+    found = search(configured(sampler, 12), runner(asked=asked))
     assert [trial.number for trial in found.trials] == list(range(12))
-    for trial, config in zip(found.trials, asked, strict=True):
+    for trial in found.trials:
+        config = asked[trial.number]
         assert config == configured(sampler, 12).replace(trial.params)
         assert 1e-4 <= config.train.lr <= 1e-1
         assert 0.5 <= config.train.momentum <= 0.9
@@ -82,7 +99,7 @@ def test_no_sampler_writes_warnings_for_its_user(sampler, caplog, monkeypatch):
 def test_what_a_random_trial_draws_is_a_function_of_seed_and_number():
     short, long = (drawn(search(configured("random", n), made_up)) for n in (3, 6))
     assert short == long[:3]
-    diverging = drawn(search(configured("random", 6), diverges_at(0, 1)))
+    diverging = drawn(search(configured("random", 6), runner(diverge={0, 1})))
     assert diverging == long
 
 
@@ -105,28 +122,18 @@ def test_a_grid_holds_every_point_once_and_powers_of_ten_exactly():
     assert [p["train.lr"] for p in lrs] == [10**-k for k in range(9, 0, -1)]
 
 
-def test_a_whole_number_parameter_is_searched_in_whole_numbers_even_where_it_is_null_by_default():
-    space = {"train.patience": {"low": 1, "high": 9}}
-    found = search(configured("random", 5, space, train__patience=None), made_up)
-    assert all(type(p["train.patience"]) is int and 1 <= p["train.patience"] <= 9 for p in drawn(found))
-
-
-def diverges_at(*numbers):
-    count = itertools.count()
-
-    def evaluate(config):
-        if next(count) in numbers:
-            raise DivergedError("the loss is no longer finite")
-        return made_up(config)
-
-    return evaluate
+def test_a_whole_number_parameter_is_searched_in_whole_numbers():
+    space = {"model.bins": {"low": 2, "high": 9}}
+    found = search(configured("random", 5, space), made_up)
+    assert all(type(p["model.bins"]) is int and 2 <= p["model.bins"] <= 9 for p in drawn(found))
 
 
 @SAMPLERS
 def test_a_trial_that_diverges_is_marked_failed_and_the_search_goes_on(sampler):
     told = []
-    found = search(configured(sampler, 6), diverges_at(0, 3), told.append)
-    assert told == found.trials
+    found = search(configured(sampler, 6), runner(diverge={0, 3}), told.append)
+    assert sorted(told, key=lambda trial: trial.number) == found.trials
+    told = found.trials
     assert [trial.state for trial in told] == ["failed", "complete", "complete", "failed", "complete", "complete"]
     assert [trial.score is None for trial in told] == [True, False, False, True, False, False]
     assert "diverged" in told[3].line()
@@ -135,11 +142,11 @@ def test_a_trial_that_diverges_is_marked_failed_and_the_search_goes_on(sampler):
 
 def test_a_search_in_which_every_trial_diverges_is_refused():
     with pytest.raises(UserError, match="diverged in each of the 3 trials"):
-        search(configured("random", 3), diverges_at(0, 1, 2))
+        search(configured("random", 3), runner(diverge={0, 1, 2}))
 
 
 def test_a_training_that_fails_otherwise_ends_the_search():
-    def broken(config):
+    def broken(stacks, until):
         raise UserError("something else")
 
     with pytest.raises(UserError, match="something else"):
@@ -149,7 +156,7 @@ def test_a_training_that_fails_otherwise_ends_the_search():
 @pytest.mark.parametrize(("task", "metric", "best"), [("multiclass", "accuracy", max), ("regression", "rmse", min)])
 def test_best_is_the_best_of_the_complete_trials_by_the_first_metric_of_the_task(task, metric, best):
     metric = f"val_{metric}"
-    found = search(configured(n_trials=8, data__task=task), lambda config: made_up(config, metric))
+    found = search(configured(n_trials=8, data__task=task, search__epochs=2, search__reduction=None), runner(metric=metric))
     scores = [trial.score for trial in found.trials]
     assert found.metric == metric
     assert found.best.score == best(scores)
@@ -160,13 +167,13 @@ def test_best_is_the_best_of_the_complete_trials_by_the_first_metric_of_the_task
 
 
 def test_best_is_the_first_of_equals():
-    found = search(configured(), lambda config: Fit([{"epoch": 1, "val_accuracy": 0.5}], best_epoch=1))
+    found = search(configured(), runner(score=lambda config: 0.5))
     assert found.best.number == 0
     assert found.importances == {}
 
 
 def test_the_table_has_a_row_a_trial_and_a_column_a_parameter():
-    found = search(configured(n_trials=6), diverges_at(2))
+    found = search(configured(n_trials=6), runner(diverge={2}))
     table = found.table()
     assert list(table.columns) == ["trial", "state", "val_accuracy", "best_epoch", *SPACE]
     assert [json.loads(text) for text in table["model.hidden"]] == [t.params["model.hidden"] for t in found.trials]
@@ -182,23 +189,107 @@ def test_importances_sum_to_one_and_name_the_parameter_that_matters():
     assert search(configured(n_trials=60), made_up).importances == found.importances
 
 
+# ------------------------------------------------------------------------------------------------- halving and stacks
+
+
+def real(config, of, n_workers=1, search=search):
+    with workers(Work.of(of.train, of.val, of.schema, config), n_workers) as run:
+        return search(config, run)
+
+
 def test_a_trial_is_trained_as_the_stage_train_would_on_the_rows_of_the_search():
     of = samples.sample("iris")
     space = {"train.lr": {"low": 1e-3, "high": 1e-1, "log": True}}
-    config = configured(n_trials=3, space=space, search__epochs=2, search__rows=40)
-    found = search(config, evaluator(of.train, of.val, of.schema))
-    for trial in found.trials:
+    config = configured(n_trials=3, space=space, search__epochs=2, search__rows=40, search__reduction=None)
+    for trial in real(config, of).trials:
         asked = config.replace(trial.params)
-        rows = torch.randperm(len(of.train), generator=generator(config.seed, 3))[:40].sort().values
+        rows = torch.randperm(len(of.train), generator=generator(config.seed, 0, 3))[:40].sort().values
         by_hand = samples.network(of, config.seed, **asked.model.model_dump())
         train = asked.train.model_copy(update={"epochs": 2, "patience": None})
-        expected = fit(by_hand, of.train.take(rows), of.val, train, of.target, seed=config.seed)
-        assert trial.history == tuple(expected.history)
-        assert trial.score == expected.best["val_accuracy"]
+        alone = samples.train(by_hand, of, train, config.seed, rows=of.train.take(rows))
+        expected = [{name: row[name] for name in trial.history[0]} for row in alone.history]
+        assert list(trial.history) == [pytest.approx(row, rel=1e-5) for row in expected]
+        assert trial.score == pytest.approx(alone.best["val_accuracy"])
+
+
+@pytest.mark.parametrize(
+    ("epochs", "reduction", "expected"),
+    [(1, 3, [1]), (3, 3, [1, 3]), (6, 3, [1, 3, 6]), (6, 2, [1, 2, 4, 6]), (9, 3, [1, 3, 9]), (5, None, [5])],
+)
+def test_rungs_grow_by_the_reduction_up_to_the_last_epoch(epochs, reduction, expected):
+    assert rungs(epochs, reduction) == expected
+
+
+def test_after_each_rung_the_best_third_goes_on_and_the_rest_is_pruned():
+    found = search(configured(n_trials=20, search__epochs=6, search__reduction=3), made_up)
+    epochs = {trial.number: len(trial.history) for trial in found.trials}
+    assert sorted(epochs.values()) == [1] * 13 + [3] * 4 + [6] * 3
+    scores = {trial.number: score_of(configured().replace(trial.params)) for trial in found.trials}
+    ranked = sorted(scores, key=scores.get, reverse=True)
+    assert {n for n in epochs if epochs[n] == 6} == set(ranked[:3])
+    assert {n for n in epochs if epochs[n] == 3} == set(ranked[3:7])
+    assert {t.state for t in found.trials if len(t.history) == 6} == {"complete"}
+    assert {t.state for t in found.trials if len(t.history) < 6} == {"pruned"}
+    assert found.best.number == ranked[0]
+    assert "after 1 epochs, pruned" in next(t.line() for t in found.trials if len(t.history) == 1)
+
+
+def test_halving_leaves_the_survivors_as_they_would_be_without_it():
+    of = samples.sample("wine")
+    space = {"train.lr": {"low": 1e-2, "high": 1e-1, "log": True}, "model.dropout": {"low": 0.0, "high": 0.4}}
+    config = configured(n_trials=7, space=space, search__epochs=4)
+    halved = real(config, of).trials
+    whole = real(config.replace({"search.reduction": None}), of).trials
+    assert {trial.state for trial in halved} == {"pruned", "complete"}
+    for trial, alone in zip(halved, whole, strict=True):
+        assert trial.params == alone.params
+        rows = alone.history[: len(trial.history)]
+        assert list(trial.history) == [pytest.approx(row, rel=1e-4) for row in rows]
+
+
+def test_neither_workers_nor_the_width_of_stacks_decide_a_result():
+    of = samples.sample("wine")
+    config = configured(n_trials=9, search__epochs=3)
+    one, three = (real(config, of, n) for n in (1, 3))
+    pd.testing.assert_frame_equal(one.table(), three.table(), check_exact=True)
+    assert one.trials == three.trials
+    for width in (1, 2, 9):
+        other = real(config.replace({"search.stack": width}), of)
+        assert [t.state for t in other.trials] == [t.state for t in one.trials]
+        for trial, same in zip(other.trials, one.trials, strict=True):
+            assert list(trial.history) == [pytest.approx(row, rel=1e-4) for row in same.history]
+
+
+def test_stacks_hold_one_shape_each_and_no_more_than_the_width():
+    config = configured()
+    drawn = [{"model.hidden": [4 + n % 2], "train.lr": 0.01 * (n + 1)} for n in range(10)]
+    stacks = pack([Contender(n, config.replace(params)) for n, params in enumerate(drawn)], 3)
+    assert [[c.number for c in stack] for stack in stacks] == [[0, 2, 4], [6, 8], [1, 3, 5], [7, 9]]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "hidden", "width"), [(64, [32, 16], 32), (512, [128, 64], 8), (512, [2048, 2048], 1), (32, [], 32)]
+)
+def test_stacks_are_the_narrower_the_larger_a_network_is(batch_size, hidden, width):
+    assert stack_width(configured(train__batch_size=batch_size, model__hidden=hidden)) == width
+
+
+class Deadly(Work):
+    def __call__(self, stack, until):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_ends_the_search_in_one_line():
+    of = samples.sample("iris")
+    with (
+        pytest.raises(UserError, match="a worker process was killed"),
+        workers(Deadly(of.train, of.val, of.schema), 2) as run,
+    ):
+        search(configured(), run)
 
 
 def test_plots_of_a_search_are_drawn_and_repeat(tmp_path):
-    found = search(configured(n_trials=6), diverges_at(2))
+    found = search(configured(n_trials=6), runner(diverge={2}))
     for folder in (tmp_path / "one", tmp_path / "two"):
         figures.save_search(folder, found.table(), found.best_so_far(), found.importances, {"train.lr"})
     names = ["history.png", "importance.png", "slice.png"]

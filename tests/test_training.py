@@ -14,7 +14,9 @@ from pipeline.config import Overfit
 from pipeline.data import TabularData, generator
 from pipeline.errors import DivergedError, UserError
 from pipeline.model import freeze
-from pipeline.training import class_weights, evaluate, fit, gap, lr_factor, overfit_check, predict, use
+from pipeline.stack import Stack
+from pipeline.training import class_weights, evaluate, gap, lr_factor, overfit_check, predict, use
+from tests import samples
 from tests.samples import network, sample, settings
 
 TASKS = pytest.mark.parametrize("name", ["wine", "breast_cancer", "diabetes", "mixed"])
@@ -22,9 +24,7 @@ ALL_AT_ONCE = 10_000  # a batch size that makes an epoch one step
 
 
 def trained(of, built, seed=0, on_epoch=lambda row: None, train=None, val=None, **train_settings):
-    return fit(
-        built, train or of.train, val or of.val, settings(**train_settings), of.target, seed=seed, on_epoch=on_epoch
-    )
+    return samples.train(built, of, settings(**train_settings), seed, on_epoch=on_epoch, rows=train, val=val)
 
 
 def state(built):
@@ -50,7 +50,7 @@ def test_fit_beats_the_constant_on_rows_it_has_not_seen(name, optimizer):
     lr = 0.05 if optimizer == "sgd" else 0.01
     fitted = trained(of, built, optimizer=optimizer, lr=lr, epochs=15, schedule="cosine")
     constant = metrics.loss(constant_outputs(of.train.y, len(of.test), of.target), of.test.y, of.target.task)
-    assert evaluate(built, of.test, of.target)["loss"] < 0.8 * float(constant)
+    assert evaluate([built], of.test, of.target)["loss"] < 0.8 * float(constant)
     assert fitted.history[-1]["train_loss"] < 0.8 * fitted.history[0]["train_loss"]
 
 
@@ -174,7 +174,7 @@ def test_early_stopping_ends_after_patience_and_restores_the_best_weights_exactl
     assert len(fitted.history) == fitted.best_epoch + 4 < 30
     assert equal(built.state_dict(), states[fitted.best_epoch - 1])
     assert not equal(built.state_dict(), states[-1])
-    assert evaluate(built, against, of.target)["loss"] == fitted.best["val_loss"] == min(losses)
+    assert evaluate([built], against, of.target)["loss"] == fitted.best["val_loss"] == min(losses)
 
 
 def test_training_without_patience_runs_to_the_end_and_a_true_answer_ends_it():
@@ -296,28 +296,27 @@ def test_mixup_equals_training_on_mixed_inputs(name):
         torch.testing.assert_close(mine, reference)
 
 
-class Recorder(nn.Module):
-    """A first layer that keeps what it is given in training."""
+@pytest.fixture
+def seen_in_training(monkeypatch):
+    """What a stack is given in training, and the rows as they are."""
+    seen, forward = [], Stack.__call__
 
-    def __init__(self, layer):
-        super().__init__()
-        self.layer, self.seen = layer, []
+    def recording(stack, x_num, x_cat, *rest):
+        if torch.is_grad_enabled():
+            seen.append((x_num[0], x_cat[0]))
+        return forward(stack, x_num, x_cat, *rest)
 
-    def forward(self, x):
-        if self.training:
-            self.seen.append(x)
-        return self.layer(x)
+    monkeypatch.setattr(Stack, "__call__", recording)
 
+    def run(of, **augment):
+        trained(of, network(of), seed=1, epochs=1, batch_size=ALL_AT_ONCE, augment=augment)
+        order = torch.randperm(len(of.train), generator=generator(1, 1))
+        return of.train.take(order), *seen
 
-def seen_in_training(of, **augment):
-    built = network(of)
-    built[0] = Recorder(built[0])
-    trained(of, built, seed=1, epochs=1, batch_size=ALL_AT_ONCE, augment=augment)
-    order = torch.randperm(len(of.train), generator=generator(1, 1))
-    return of.train.take(order), built[0].seen[0]
+    return run
 
 
-def test_swapped_cells_come_from_the_same_column_and_are_about_the_share_asked_for():
+def test_swapped_cells_come_from_the_same_column_and_are_about_the_share_asked_for(seen_in_training):
     given, (x_num, x_cat) = seen_in_training(sample("mixed"), swap=0.3)
     for before, after in ((given.x_num, x_num), (given.x_cat, x_cat)):
         assert before.dtype == after.dtype
@@ -327,14 +326,14 @@ def test_swapped_cells_come_from_the_same_column_and_are_about_the_share_asked_f
     assert changed == pytest.approx(0.3, abs=0.08)
 
 
-def test_noise_has_the_standard_deviation_asked_for_and_leaves_categories_alone():
+def test_noise_has_the_standard_deviation_asked_for_and_leaves_categories_alone(seen_in_training):
     given, (x_num, x_cat) = seen_in_training(sample("mixed"), noise=0.2)
     assert float((x_num - given.x_num).std()) == pytest.approx(0.2, rel=0.1)
     assert float((x_num - given.x_num).mean()) == pytest.approx(0, abs=0.03)
     assert torch.equal(x_cat, given.x_cat)
 
 
-def test_without_augmentation_the_network_sees_the_rows_as_they_are():
+def test_without_augmentation_the_network_sees_the_rows_as_they_are(seen_in_training):
     given, (x_num, x_cat) = seen_in_training(sample("mixed"))
     assert torch.equal(x_num, given.x_num)
     assert torch.equal(x_cat, given.x_cat)
@@ -405,22 +404,22 @@ def test_no_check_where_it_is_turned_off_or_all_targets_are_equal():
 def test_evaluate_is_loss_and_scores_of_the_network_without_dropout(name):
     of = sample(name)
     built = network(of, dropout=0.5)
-    outputs = predict(built.train(), of.val)
+    outputs = predict([built.train()], of.val)[0]
     assert not outputs.requires_grad
-    assert torch.equal(outputs, built.eval()((of.val.x_num, of.val.x_cat)))
+    torch.testing.assert_close(outputs, built.eval()((of.val.x_num, of.val.x_cat)))
     predicted = metrics.predictions(outputs, of.target.task)
     expected = metrics.score(predicted, of.val.y, of.target.task, of.target.std)
     expected["loss"] = float(metrics.loss(outputs, of.val.y, of.target.task))
-    assert evaluate(built, of.val, of.target) == expected
+    assert evaluate([built], of.val, of.target) == expected
 
 
 @pytest.mark.parametrize("n", [0, 1, 20_000])
 def test_predict_gives_an_output_a_row_however_many_there_are(n):
     of = sample("mixed")
     built, rows = network(of), torch.arange(n) % len(of.val)
-    outputs = predict(built, of.val.take(rows))
+    outputs = predict([built], of.val.take(rows))[0]
     assert outputs.shape == (n, 1)
-    torch.testing.assert_close(outputs, predict(built, of.val)[rows])
+    torch.testing.assert_close(outputs, predict([built], of.val)[0][rows])
 
 
 @pytest.mark.parametrize(("train", "val", "named"), [(0.2, 0.5, True), (0.48, 0.5, False), (0.6, 0.5, False)])
