@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import re
 import typing
 import warnings
@@ -45,6 +46,30 @@ NOT_SEARCHED = (
     "train.calibration",
     "model.ensemble",
 )
+
+
+# What the word preset stands for with `train.preset: strong`; with `textbook`, what a first course teaches, for the defaults
+# of the sections below.
+PRESET = "preset"
+STRONG: dict[str, Any] = {
+    "data.scaling": "quantile",
+    "model.numeric": "ple",
+    "model.ensemble": 4,
+    "model.dropout": 0.0,
+    "train.optimizer": "adamw",
+    "train.lr": 0.003,
+    "train.weight_decay": 0.01,
+    "train.schedule": "onecycle",
+    "train.warmup": 0.3,
+    "train.batch_size": "auto",
+    "train.epochs": "auto",
+    "train.patience": None,
+    "train.calibration": "temperature",
+}
+
+
+AUTO_BATCH = (16, 512)  # the least and the most rows of a step
+AUTO_STEPS, AUTO_EPOCHS = 2000, 16  # at least
 
 
 class Section(BaseModel):
@@ -150,13 +175,13 @@ class Overfit(Section):
 
 
 class Train(Section):
-    preset: Literal["textbook", "strong"] = "textbook"
+    preset: Literal["textbook", "strong"] = "strong"
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: Positive = 0.05
     momentum: Probability = 0.9
     weight_decay: NotNegative = 1e-5
-    batch_size: Count = 512
-    epochs: Count = 10
+    batch_size: Count | Literal["auto"] = 512
+    epochs: Count | Literal["auto"] = 10
     patience: Count | None = 3
     schedule: Literal["constant", "cosine", "onecycle"] = "constant"
     warmup: Probability = 0.0
@@ -165,7 +190,32 @@ class Train(Section):
     class_weights: Literal["balanced"] | None = None
     augment: Augment = Augment()
     overfit: Overfit | None = Overfit()
-    calibration: Literal["temperature"] | None = "temperature"
+    calibration: Literal["temperature"] | None = None
+
+    @property
+    def rows_a_step(self) -> int:
+        """`batch_size` of settings that are `sized`."""
+        assert isinstance(self.batch_size, int)
+        return self.batch_size
+
+    @property
+    def n_epochs(self) -> int:
+        """`epochs` of settings that are `sized`."""
+        assert isinstance(self.epochs, int)
+        return self.epochs
+
+    def sized(self, n_rows: int) -> "Train":
+        """These settings for so many training rows, with a number where they say auto.
+
+        A batch is about a hundredth of the rows, as a power of two; there are as many epochs as make AUTO_STEPS steps.
+        """
+        low, high = AUTO_BATCH
+        about = min(max(2 ** int(math.log2(max(n_rows, 100) / 100)), low), high)
+        batch_size = about if self.batch_size == "auto" else self.batch_size
+        enough = max(AUTO_EPOCHS, math.ceil(AUTO_STEPS / math.ceil(n_rows / batch_size)))
+        return self.model_copy(
+            update={"batch_size": batch_size, "epochs": enough if self.epochs == "auto" else self.epochs}
+        )
 
 
 class Finetune(Section):
@@ -259,6 +309,10 @@ class Config(Section):
                 if used:
                     raise ValueError(f"{name} has no meaning for data.task regression")
         return self
+
+    def sized(self, n_rows: int) -> "Config":
+        """This configuration for so many training rows: see `Train.sized`."""
+        return self.model_copy(update={"train": self.train.sized(n_rows)})
 
     def replace(self, values: Mapping[str, Any]) -> "Config":
         """This configuration with some dotted parameters at other values, checked again."""
@@ -407,9 +461,24 @@ class _RefusedError(Exception):
 
 
 def _parse(values: Mapping[str, Any]) -> Config:
-    config = _validated(values)
+    config = _validated(_with_preset(values))
     _check_space(config)
     return config
+
+
+def _with_preset(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The values, with those of `train.preset` where they are missing or say preset."""
+    train = values.get("train", {})
+    strong = not isinstance(train, Mapping) or train.get("preset", "strong") == "strong"
+    filled = dict(values)
+    for name, value in STRONG.items():
+        section, key = name.split(".")
+        written = filled.get(section, {})
+        if not isinstance(written, Mapping) or written.get(key, PRESET) != PRESET:
+            continue
+        rest = {name: other for name, other in written.items() if name != key}
+        filled[section] = rest | ({key: value} if strong else {})
+    return filled
 
 
 def _validated(values: Mapping[str, Any]) -> Config:
@@ -478,7 +547,12 @@ def _shown(error: Any) -> str:
 
 
 # Where several types are allowed pydantic adds the name of the branch it tried, which is no key of the file.
-_UNIONS: dict[tuple[str, ...], int] = {("finetune", "freeze"): 2, ("data", "transfer", "values"): 4}
+_UNIONS: dict[tuple[str, ...], int] = {
+    ("finetune", "freeze"): 2,
+    ("train", "batch_size"): 2,
+    ("train", "epochs"): 2,
+    ("data", "transfer", "values"): 4,
+}
 
 
 def _keys(location: tuple[str | int, ...]) -> list[str]:

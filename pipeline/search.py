@@ -205,7 +205,7 @@ def stack_width(config: Config) -> int:
 
     A rule over the shapes, since what is measured at run time would change bytes; `make bench` measures what it rests on.
     """
-    activations = config.train.batch_size * sum(config.model.hidden)
+    activations = config.train.rows_a_step * sum(config.model.hidden)
     return int(2 ** math.floor(math.log2(min(max(STACK_ACTIVATIONS / max(activations, 1), 1), MAX_STACK))))
 
 

@@ -4,9 +4,11 @@ import hashlib
 import json
 import logging
 import os
+import queue
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,35 +33,82 @@ from pipeline.config import Config, Tracking, flatten, without_secret
 from pipeline.errors import UserError
 
 MAX_METRICS, MAX_PARAMS, MAX_VALUE = 1000, 100, 6000  # what MLflow takes in a call, and in a param
+SECONDS_BETWEEN_WRITES = 1.0
 logging.getLogger("mlflow").setLevel(logging.ERROR)
 logging.getLogger("alembic").setLevel(logging.ERROR)
+
+
+class Writer:
+    """Sends what training logs from a thread of its own, at most once a second, so that training waits for no server."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Callable[[], None] | tuple[str, list[Metric]] | None] = queue.SimpleQueue()
+        self._closing = threading.Event()
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def metrics(self, run_id: str, metrics: list[Metric]) -> None:
+        self._queue.put((run_id, metrics))
+
+    def call(self, work: Callable[[], None]) -> None:
+        self._queue.put(work)
+
+    def close(self) -> None:
+        """Wait until everything is sent. Raises the first error that sending met."""
+        self._closing.set()
+        self._queue.put(None)
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+
+    def _run(self) -> None:
+        last = False
+        while not last:
+            items = [self._queue.get()]
+            while not self._queue.empty():
+                items.append(self._queue.get())
+            last = None in items
+            if self._failure is None:
+                try:
+                    self._send(items)
+                except Exception as error:  # told by `close`, on the thread that can end the stage
+                    self._failure = error
+            self._closing.wait(SECONDS_BETWEEN_WRITES)
+
+    @staticmethod
+    def _send(items: Sequence[Callable[[], None] | tuple[str, list[Metric]] | None]) -> None:
+        gathered: dict[str, list[Metric]] = {}
+        for item in items:
+            if callable(item):
+                item()
+            elif item is not None:
+                gathered.setdefault(item[0], []).extend(item[1])
+        for run_id, metrics in gathered.items():
+            for start in range(0, len(metrics), MAX_METRICS):
+                MlflowClient().log_batch(run_id, metrics=metrics[start : start + MAX_METRICS])
 
 
 class Run:
     """An open MLflow run."""
 
-    def __init__(self, client: MlflowClient, run_id: str) -> None:
-        self._client, self.id = client, run_id
+    def __init__(self, client: MlflowClient, run_id: str, experiment_id: str, writer: Writer) -> None:
+        self._client, self.id, self._experiment, self._writer = client, run_id, experiment_id, writer
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        items = [Param(name, without_secret(_text(value))[:MAX_VALUE]) for name, value in params.items()]
+        items = _params(params)
         for start in range(0, len(items), MAX_PARAMS):
             self._client.log_batch(self.id, params=items[start : start + MAX_PARAMS])
 
     def log_metrics(self, scores: Mapping[str, float], step: int = 0) -> None:
         """Final numbers: `test.accuracy` becomes `test/accuracy`."""
-        self._log([Metric(name.replace(".", "/"), float(value), _now(), step) for name, value in scores.items()])
+        self._writer.metrics(
+            self.id, [Metric(name.replace(".", "/"), float(value), _now(), step) for name, value in scores.items()]
+        )
 
     def log_epochs(self, history: Sequence[Mapping[str, float]], prefix: str = "") -> None:
         """Rows of a history.csv: `val_loss` becomes `val/loss`, with the epoch as its step."""
-        self._log(
-            [
-                Metric(prefix + re.sub("^(train|val)_", r"\1/", name), float(value), _now(), int(row["epoch"]))
-                for row in history
-                for name, value in row.items()
-                if name != "epoch"
-            ]
-        )
+        self._writer.metrics(self.id, _curves(history, prefix))
 
     @contextmanager
     def epochs(self, label: str, total: int) -> Iterator[Callable[[Mapping[str, float]], None]]:
@@ -94,19 +143,34 @@ class Run:
             )
         return str(info.model_uri)
 
-    def _log(self, metrics: list[Metric]) -> None:
-        for start in range(0, len(metrics), MAX_METRICS):
-            self._client.log_batch(self.id, metrics=metrics[start : start + MAX_METRICS])
-
     def log_trial(
         self, number: int, params: Mapping[str, Any], state: str, history: Sequence[Mapping[str, float]]
     ) -> None:
         """A trial of a search as a child run, with its parameters and curves."""
-        tags = _texts({"stage": "search", "trial": number, "trial.state": state})
-        with mlflow.start_run(run_name=f"trial {number}", nested=True, tags=tags) as active:
-            child = Run(self._client, active.info.run_id)
-            child.log_params(params)
-            child.log_epochs(history)
+        tags = _texts({"stage": "search", "trial": number, "trial.state": state, "mlflow.parentRunId": self.id})
+        metrics, now = _curves(history), _now()
+
+        def write() -> None:
+            child = self._client.create_run(self._experiment, now, tags, f"trial {number}").info.run_id
+            self._client.log_batch(child, metrics[:MAX_METRICS], _params(params))
+            for start in range(MAX_METRICS, len(metrics), MAX_METRICS):
+                self._client.log_batch(child, metrics[start : start + MAX_METRICS])
+            self._client.set_terminated(child, "FAILED" if state == "failed" else "FINISHED")
+
+        self._writer.call(write)
+
+
+def _curves(history: Sequence[Mapping[str, float]], prefix: str = "") -> list[Metric]:
+    return [
+        Metric(prefix + re.sub("^(train|val)_", r"\1/", name), float(value), _now(), int(row["epoch"]))
+        for row in history
+        for name, value in row.items()
+        if name != "epoch"
+    ]
+
+
+def _params(params: Mapping[str, Any]) -> list[Param]:
+    return [Param(name, without_secret(_text(value))[:MAX_VALUE]) for name, value in params.items()]
 
 
 @contextmanager
@@ -119,9 +183,20 @@ def stage_run(stage: str, config: Config, tags: Mapping[str, Any] = {}) -> Itera
     entry = stage_entry(stage)
     known = {"stage": stage.partition("@")[0], "stage.key": stage_key(entry), **_origin(), **tags}
     with mlflow.start_run(run_name=stage, tags=_texts(known)) as active:
-        run = Run(MlflowClient(), active.info.run_id)
-        run.log_params(entry["params"])
-        yield run
+        writer = Writer()
+        try:
+            run = Run(MlflowClient(), active.info.run_id, active.info.experiment_id, writer)
+            run.log_params(_in_force(config, entry["params"]))
+            yield run
+        finally:
+            writer.close()
+
+
+def _in_force(config: Config, watched: Mapping[str, Any]) -> dict[str, Any]:
+    """The watched parameters with their values, also those that a preset gives or params.yaml leaves out."""
+    values = flatten(config.model_dump(mode="json", by_alias=True))
+    sections = {name.rpartition(".")[0] for name in watched if "." in name}
+    return {name: value for name, value in values.items() if name in watched or name.rpartition(".")[0] in sections}
 
 
 # --------------------------------------------------------------------------------------------------- where runs go

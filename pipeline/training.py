@@ -52,7 +52,7 @@ class Member:
     def over(self) -> bool:
         done, patience = len(self.history), self.settings.patience
         waited = patience is not None and done - self.best_epoch >= patience and done > 0
-        return self.diverged is not None or done >= self.settings.epochs or waited
+        return self.diverged is not None or done >= self.settings.n_epochs or waited
 
     @property
     def best(self) -> Epoch:
@@ -162,7 +162,7 @@ def _train_epoch(
     """Every batch once. Nothing is read from the device before the epoch is over."""
     settings, device, size = members[0].settings, train.y.device, len(members)
     draws = Draws([member.seed for member in members], epoch, device)
-    steps = math.ceil(len(train) / settings.batch_size)
+    steps = math.ceil(len(train) / settings.rows_a_step)
     optimizer = Optimizer(
         stack.blocks, [m.settings for m in members], [m.memory for m in members], steps=(epoch - 1) * steps
     )
@@ -174,11 +174,11 @@ def _train_epoch(
         weights=class_weights(train.y, target.n_outputs) if settings.class_weights else None,
     )
     lr = column([[member.settings.lr] for member in members])
-    factors = [lr_factor((epoch - 1) * steps + step, steps * settings.epochs, settings) for step in range(steps)]
+    factors = [lr_factor((epoch - 1) * steps + step, steps * settings.n_epochs, settings) for step in range(steps)]
     shares = column(mixup_shares(settings.augment.mixup, steps, draws.keys))
     losses, scores, norms = (torch.zeros(size, device=device, dtype=train.x_num.dtype) for _ in range(3))
 
-    for step, rows in enumerate(draws.order(len(train)).split(settings.batch_size, 1)):
+    for step, rows in enumerate(draws.order(len(train)).split(settings.rows_a_step, 1)):
         batch = train.take(rows)
         loss, outputs = _forward(stack, batch, settings, objective, draws, shares[step])
         gradients = stack.gradients(loss.sum())
@@ -202,7 +202,11 @@ def _train_epoch(
 def shape_of(member: Member) -> tuple[object, ...]:
     """What the members of a stack have in common: layers of one shape, and all settings but those in `OWN`."""
     layers = tuple(
-        (str(layer) if not isinstance(layer, nn.Dropout) else "dropout", *((tuple(p.shape), p.requires_grad) for p in layer.parameters())) for layer in member.network
+        (
+            str(layer) if not isinstance(layer, nn.Dropout) else "dropout",
+            *((tuple(p.shape), p.requires_grad) for p in layer.parameters()),
+        )
+        for layer in member.network
     )
     edges = tuple(tuple(column.tolist()) for column in edges_of(member.network))
     return layers, edges, member.settings.model_dump_json(exclude=OWN)

@@ -127,7 +127,7 @@ def configuration(task: Task = "multiclass", **leaves: Any) -> Config:
     values = {
         "data": {"source": "sklearn:iris", "target": "target", "task": task},
         "model": {"hidden": [4], "dropout": 0.0},
-        "train": {"batch_size": 32, "epochs": 1},
+        "train": {"preset": "textbook", "batch_size": 32, "epochs": 1},
         "finetune": {"freeze": 0},
         "search": {"n_trials": 4, "epochs": 1, "space": {"train.lr": {"low": 1e-3, "high": 1e-1, "log": True}}},
         "register": {"name": "model", "metric": "val.accuracy", "minimum": 0.5},

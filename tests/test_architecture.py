@@ -19,12 +19,26 @@ TABLE = {
     "preparation": {"config", "data", "errors", "files", "preprocessing", "schema"},
 }
 NETWORK = {
-    "metrics": {"config"},
+    "metrics": {"config", "schema"},
     "model": {"config", "errors", "schema"},
-    "training": {"config", "data", "errors", "metrics", "model", "schema"},
-    "bundle": {"config", "data", "errors", "files", "metrics", "model", "preprocessing", "schema", "training"},
-    "finetuning": {"bundle", "config", "data", "model", "schema"},
-    "search": {"config", "data", "errors", "model", "schema", "training"},
+    "optimizers": {"config"},
+    "stack": {"model"},
+    "training": {"config", "data", "errors", "metrics", "model", "optimizers", "schema", "stack"},
+    "calibration": {"config", "metrics"},
+    "bundle": {
+        "calibration",
+        "config",
+        "data",
+        "errors",
+        "files",
+        "metrics",
+        "model",
+        "preprocessing",
+        "schema",
+        "training",
+    },
+    "finetuning": {"bundle", "config", "data", "model", "schema", "training"},
+    "search": {"config", "data", "errors", "metrics", "schema", "training"},
 }
 JUDGEMENT = {
     "figures": {"files"},

@@ -84,7 +84,7 @@ def test_adopt_changes_the_searched_values_and_keeps_the_comments(
     assert path.read_text().startswith("# mine\n")
     assert config.load().train.lr == 0.123
     assert config.load().model.hidden == (32,)
-    assert "train.lr: 0.05 -> 0.123" in capsys.readouterr().out
+    assert "train.lr: preset -> 0.123" in capsys.readouterr().out
 
 
 def test_adopt_without_a_search_says_what_to_run(

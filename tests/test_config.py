@@ -48,13 +48,53 @@ def line_of(path: Path, text: str) -> str:
 
 def test_shipped_parameters_load_as_written(params):
     loaded = config.load(params())
-    assert loaded.model_dump(mode="json", by_alias=True, exclude_unset=True) == VALUES
+    expected = config.nest({n: config.STRONG[n] if v == "preset" else v for n, v in config.flatten(VALUES).items()})
+    expected["search"]["space"] = VALUES["search"]["space"]  # whose names have dots of their own
+    assert loaded.model_dump(mode="json", by_alias=True, exclude_unset=True) == expected
 
 
 def test_left_out_sections_get_defaults():
     needed = {key: VALUES[key] for key in ("data", "search", "register")}
-    loaded = config.from_mapping(needed)
-    assert (loaded.seed, loaded.model, loaded.train) == (42, config.Model(), config.Train())
+    loaded = config.from_mapping({**needed, "train": {"preset": "textbook"}})
+    assert (loaded.seed, loaded.model, loaded.train) == (42, config.Model(), config.Train(preset="textbook"))
+
+
+def test_the_word_preset_and_a_missing_value_stand_for_those_of_the_preset():
+    for written in ({}, {"train": {}}, {"train": {"lr": "preset"}, "model": {"ensemble": "preset"}}):
+        loaded = config.from_mapping({**{key: VALUES[key] for key in ("data", "search", "register")}, **written})
+        found = config.flatten(loaded.model_dump(mode="json"))
+        assert {name: found[name] for name in config.STRONG} == config.STRONG
+    textbook = config.flatten(config.from_mapping({**VALUES, "train": {"preset": "textbook"}}).model_dump(mode="json"))
+    defaults = {
+        **config.flatten({"model": config.Model().model_dump(mode="json")}),
+        **config.flatten({"train": config.Train().model_dump(mode="json")}),
+        "data.scaling": "standard",
+    }
+    assert {name: textbook[name] for name in config.STRONG} == {name: defaults[name] for name in config.STRONG}
+
+
+@pytest.mark.parametrize("preset", ["textbook", "strong"])
+def test_a_written_value_wins_over_the_preset(preset):
+    loaded = config.from_mapping({**VALUES, "train": {"preset": preset, "lr": 0.25, "patience": None, "epochs": 7}})
+    assert (loaded.train.lr, loaded.train.patience, loaded.train.epochs) == (0.25, None, 7)
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "batch_size", "epochs"),
+    [(2, 16, 2000), (142, 16, 223), (1437, 16, 23), (20_000, 128, 16), (10**6, 512, 16)],
+)
+def test_auto_sizes_follow_the_number_of_rows(n_rows, batch_size, epochs):
+    auto = config.Train(batch_size="auto", epochs="auto").sized(n_rows)
+    assert (auto.rows_a_step, auto.n_epochs) == (batch_size, epochs)
+    assert config.Train(batch_size=7, epochs=3).sized(n_rows) == config.Train(batch_size=7, epochs=3)
+
+
+@pytest.mark.parametrize(
+    "name", ["train.epochs", "train.patience", "train.overfit.rows", "model.ensemble", "train.preset"]
+)
+def test_a_parameter_that_no_trial_heeds_is_not_searched(params, name):
+    path = params(("    train.lr: {", f"    {name}: {{low: 2, high: 3}}\n    train.lr: {{"))
+    assert f"search.space.{name} has no effect on a trial" in refusal(path)
 
 
 def test_config_cannot_be_changed(params):
@@ -72,16 +112,16 @@ def test_config_cannot_be_changed(params):
         ("  momentum: 0.9 ", "  momentun: 0.9 ", ["train.momentun is not a known key", "did you mean momentum"]),
         ("{noise: 0.0", "{noisy: 0.0", ["train.augment.noisy is not a known key", "did you mean noise"]),
         ("column: origin", "colum: origin", ["data.transfer.colum is not a known key", "did you mean column"]),
-        ("{low: 0.85, high", "{low: 0.85, hihg", ["search.space.train.momentum.hihg", "did you mean high"]),
+        ("{low: 0.0, high", "{low: 0.0, hihg", ["search.space.model.dropout.hihg", "did you mean high"]),
         ("model:\n", "modle:\n", ["modle is not a known key", "did you mean model"]),
-        ("  lr: 0.05", "  lr: fast", ["train.lr must", "number", "'fast'"]),
-        ("  lr: 0.05", "  lr: true", ["train.lr must", "number", "True"]),
-        ("  lr: 0.05", "  lr: '0.05'", ["train.lr must", "number", "'0.05'"]),
-        ("  lr: 0.05", "  lr: .nan", ["train.lr must", "finite"]),
-        ("  lr: 0.05", "  lr: 0", ["train.lr must", "greater than 0", "got 0"]),
-        ("  lr: 0.05", "  lr: 2013-01-01", ["train.lr must", "number", "2013-01-01"]),
-        ("batch_size: 512", "batch_size: 512.0", ["train.batch_size must", "integer", "512.0"]),
-        ("batch_size: 512", "batch_size: 0", ["train.batch_size must", "1", "got 0"]),
+        ("  lr: preset", "  lr: fast", ["train.lr must", "number", "'fast'"]),
+        ("  lr: preset", "  lr: true", ["train.lr must", "number", "True"]),
+        ("  lr: preset", "  lr: '0.05'", ["train.lr must", "number", "'0.05'"]),
+        ("  lr: preset", "  lr: .nan", ["train.lr must", "finite"]),
+        ("  lr: preset", "  lr: 0", ["train.lr must", "greater than 0", "got 0"]),
+        ("  lr: preset", "  lr: 2013-01-01", ["train.lr must", "number", "2013-01-01"]),
+        ("batch_size: preset", "batch_size: 512.0", ["train.batch_size must", "integer", "512.0"]),
+        ("batch_size: preset", "batch_size: 0", ["train.batch_size must", "1", "got 0"]),
         ("momentum: 0.9 ", "momentum: 1.0 ", ["train.momentum must", "less than 1", "1.0"]),
         ("seed: 42", "seed: -1", ["seed must", "0", "-1"]),
         ("activation: relu ", "activation: rely ", ["model.activation must", "relu", "'rely'"]),
@@ -90,12 +130,12 @@ def test_config_cannot_be_changed(params):
         ("encoding: utf-8", "encoding: utf-99", ["data.csv", "encoding", "'utf-99'"]),
         ("train: 0.8", "train: 0.7", ["data.split", "train + val + test must be 1", "0.9"]),
         ("freeze: 1 ", "freeze: -1 ", ["finetune.freeze must", "0", "-1"]),
-        ("{low: 0.85, high: 0.99}", "{low: 0.99, high: 0.85}", ["search.space.train.momentum", "low must be less"]),
-        ("{low: 0.85, high: 0.99}", "{low: 0.85}", ["search.space.train.momentum", "low and high, or choices"]),
-        ("{low: 1.0e-2, high: 3.0e-1", "{low: 0.0, high: 1.0", ["search.space.train.lr", "low must be greater than 0"]),
+        ("{low: 0.0, high: 0.2}", "{low: 0.99, high: 0.85}", ["search.space.model.dropout", "low must be less"]),
+        ("{low: 0.0, high: 0.2}", "{low: 0.85}", ["search.space.model.dropout", "low and high, or choices"]),
+        ("{low: 1.0e-3, high: 1.0e-2", "{low: 0.0, high: 1.0", ["search.space.train.lr", "low must be greater than 0"]),
         ("train.lr: {low", "train.lrr: {low", ["search.space.train.lrr", "did you mean train.lr"]),
         ("train.lr: {low", "train.augment: {low", ["search.space.train.augment", "train.augment.noise"]),
-        ("high: 0.99}", "high: 1.5}", ["search.space.train.momentum", "less than 1", "1.5"]),
+        ("high: 0.2}", "high: 1.5}", ["search.space.model.dropout", "less than 1", "1.5"]),
         ("[[64], ", "[[0], ", ["search.space.model.hidden", "got 0"]),
         ("metric: val.accuracy", "metric: val.acuracy", ["register.metric", "val.accuracy", "'val.acuracy'"]),
         ("values: [LGA]", "values: [[1]]", ["data.transfer.values.0", "got [1]"]),
@@ -141,9 +181,9 @@ def test_parts_that_disagree_are_refused(params, replaced, said):
 def test_grid_takes_steps_and_choices(params):
     path = params(
         ("sampler: random", "sampler: grid"),
-        ("log: true}", "log: true, steps: 3}"),
-        ("high: 0.99}", "high: 0.99, steps: 2}"),
-        ("{low: 0.0, high: 0.3}", "{choices: [0.0, 0.3]}"),
+        ("high: 1.0e-2, log: true}", "high: 1.0e-2, log: true, steps: 3}"),
+        ("high: 1.0e-1, log: true}", "high: 1.0e-1, log: true, steps: 2}"),
+        ("{low: 0.0, high: 0.2}", "{choices: [0.0, 0.3]}"),
     )
     assert config.load(path).search.space["train.lr"].steps == 3
 
@@ -154,7 +194,7 @@ def test_whole_number_as_range_of_a_count_is_accepted(params):
 
 
 def test_exponent_without_a_point_is_a_number(params):
-    assert config.load(params(("  lr: 0.05", "  lr: 1e-3"))).train.lr == 0.001
+    assert config.load(params(("  lr: preset", "  lr: 1e-3"))).train.lr == 0.001
 
 
 @pytest.mark.parametrize("source", ["null", "{source: other.csv}", "{column: month, values: [1, 2.5, true, x]}"])
@@ -173,7 +213,7 @@ def test_transfer_that_is_neither_or_both_is_refused(params, source):
     ("old", "new", "said"),
     [
         ("seed: 42", "seed: 42\nseed: 43", "line 4: seed stands twice"),
-        ("  lr: 0.05", "  lr: 0.05\n  lr: 0.06", "line 31: lr stands twice"),
+        ("  lr: preset", "  lr: 0.05\n  lr: 0.06", "line 36: lr stands twice"),
         ("seed: 42", "seed: [42", "line 4: not YAML"),
         ("seed: 42", "\tseed: 42", "line 3: not YAML"),
         ("seed: 42", "seed: !point 3", "line 3: not YAML"),
@@ -236,7 +276,7 @@ def test_adopt_keeps_everything_but_the_named_leaves(params):
     path = params()
     changes = config.adopt({"train": {"lr": 0.125, "momentum": 0.5}, "model": {"hidden": [32, 16]}}, path)
     assert changes == {
-        "train.lr": (0.05, 0.125),
+        "train.lr": ("preset", 0.125),
         "train.momentum": (0.9, 0.5),
         "model.hidden": ([128, 64], [32, 16]),
     }
@@ -253,7 +293,9 @@ def test_adopt_changes_only_the_lines_of_its_leaves(params):
     path = params()
     config.adopt({"train": {"lr": 0.125}}, path)
     before, after = SHIPPED.splitlines(), path.read_text(encoding="utf-8").splitlines()
-    assert [(old, new) for old, new in zip(before, after, strict=True) if old != new] == [("  lr: 0.05", "  lr: 0.125")]
+    assert [(old, new) for old, new in zip(before, after, strict=True) if old != new] == [
+        ("  lr: preset", "  lr: 0.125")
+    ]
 
 
 def test_adopt_of_a_wrong_value_writes_nothing(params):

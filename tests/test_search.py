@@ -156,7 +156,9 @@ def test_a_training_that_fails_otherwise_ends_the_search():
 @pytest.mark.parametrize(("task", "metric", "best"), [("multiclass", "accuracy", max), ("regression", "rmse", min)])
 def test_best_is_the_best_of_the_complete_trials_by_the_first_metric_of_the_task(task, metric, best):
     metric = f"val_{metric}"
-    found = search(configured(n_trials=8, data__task=task, search__epochs=2, search__reduction=None), runner(metric=metric))
+    found = search(
+        configured(n_trials=8, data__task=task, search__epochs=2, search__reduction=None), runner(metric=metric)
+    )
     scores = [trial.score for trial in found.trials]
     assert found.metric == metric
     assert found.best.score == best(scores)

@@ -49,8 +49,12 @@ def trained_alone_and_together(of, model, train, kinds=KINDS, dtype=torch.float6
     cast = double if dtype == torch.float64 else lambda data: data
     rows, val = cast(of.train), cast(of.val)
     if of.target.task == "regression":
-        kinds = [(seed, dropout, {k: v for k, v in own.items() if k != "label_smoothing"}) for seed, dropout, own in kinds]
-    alone, together = (members_of(of, [(s, d, {**train, **own}) for s, d, own in kinds], model, dtype) for _ in range(2))
+        kinds = [
+            (seed, dropout, {k: v for k, v in own.items() if k != "label_smoothing"}) for seed, dropout, own in kinds
+        ]
+    alone, together = (
+        members_of(of, [(s, d, {**train, **own}) for s, d, own in kinds], model, dtype) for _ in range(2)
+    )
     for member in alone:
         fit([member], rows, val, of.target)
     fit(together, rows, val, of.target)
@@ -181,7 +185,9 @@ def test_frozen_layers_of_a_stack_stay_as_they_are_with_what_feeds_them():
         for member, state, names in zip(members, before, frozen, strict=True):
             for name, tensor in member.network.named_parameters():
                 assert torch.equal(tensor, state[name]) == (name in names or not tensor.numel()), name
-            first = [name for name, layer in member.network.named_children() if name == "0" and list(layer.parameters())]
+            first = [
+                name for name, layer in member.network.named_children() if name == "0" and list(layer.parameters())
+            ]
             assert all(any(frozen_name.startswith(f"{name}.") for frozen_name in names) for name in first)
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from pipeline import config, console, evaluation, schema
 from pipeline.baseline import Trees, constant_outputs
@@ -16,6 +17,7 @@ REPORT = Path("reports/baseline")
 
 def main() -> None:
     settings = config.load()
+    torch.set_num_threads(settings.threads)  # of the metrics, whose last digits follow it
     learned, _ = load_prepared()
     target, y = learned.target, load_split("source", "train").y
     tables = {domain: schema.check(load_raw(domain), learned, domain) for domain in domains()}

@@ -24,13 +24,14 @@ def main() -> None:
             files.write_json(FOLDER / "transfer.json", {})
             return
         train, val, test = (load_split("transfer", split).to(device) for split in ("train", "val", "test"))
+        settings = settings.sized(len(train))
         tuned = finetuning.members(trained, target, settings, device)
         print(describe(tuned[0].network))
         with run.epochs("epoch", settings.finetune.epochs) as on_epoch:
             training.fit(tuned, train, val, target, on_epoch=on_epoch)
 
         scratch = finetuning.from_scratch(trained, target, settings, device)
-        with console.progress("from scratch", settings.train.epochs) as advance:
+        with console.progress("from scratch", settings.train.n_epochs) as advance:
             training.fit(scratch, train, val, target, on_epoch=lambda row: advance(""))
         compared = {name: [m.fitted for m in members] for name, members in (("finetuned", tuned), ("scratch", scratch))}
         if target == trained.target:

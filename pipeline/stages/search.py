@@ -18,6 +18,7 @@ def main() -> None:
     learned, preprocessor = load_prepared()
     target = learned.target
     train, val = (load_split("source", split).to(device) for split in ("train", "val"))
+    settings = settings.sized(len(train))
     work = Work.of(train, val, learned, settings)
     with workers(work, settings.search.workers) as runner, stage_run("search", settings) as run:
         with console.progress("trial", settings.search.n_trials) as advance:
@@ -31,7 +32,7 @@ def main() -> None:
         best = settings.replace(found.best.params)
         print(f"best is {found.best.line()}; trained on all rows:")
         members = training.new_members(best, train, learned)
-        with run.epochs("epoch", best.train.epochs) as on_epoch:
+        with run.epochs("epoch", best.train.n_epochs) as on_epoch:
             training.fit(members, train, val, target, on_epoch=on_epoch)
 
         params = config.flatten({"seed": best.seed, **best.model_dump(mode="json", include={"model", "train"})})

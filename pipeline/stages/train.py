@@ -20,6 +20,7 @@ def main() -> None:
     learned, preprocessor = load_prepared()
     target = learned.target
     train, val = (load_split("source", split).to(device) for split in ("train", "val"))
+    settings = settings.sized(len(train))
     members = training.new_members(settings, train, learned)
     network = members[0].network
     with stage_run("train", settings) as run:
@@ -31,7 +32,7 @@ def main() -> None:
         files.write_csv(FOLDER / "overfit.csv", pd.DataFrame(by_heart, columns=["epoch", "train_loss", "val_loss"]))
         run.log_epochs(by_heart, prefix="overfit/")
 
-        with run.epochs("epoch", settings.train.epochs) as on_epoch:
+        with run.epochs("epoch", settings.train.n_epochs) as on_epoch:
             training.fit(members, train, val, target, on_epoch=on_epoch)
         networks = tuple(member.fitted for member in members)
         params = config.flatten({"seed": settings.seed, **settings.model_dump(mode="json", include={"model", "train"})})
