@@ -54,7 +54,7 @@ PRESET = "preset"
 STRONG: dict[str, Any] = {
     "data.scaling": "quantile",
     "model.numeric": "ple",
-    "model.ensemble": 4,
+    "model.ensemble": 2,
     "model.dropout": 0.0,
     "train.optimizer": "adamw",
     "train.lr": 0.003,
@@ -69,7 +69,7 @@ STRONG: dict[str, Any] = {
 
 
 AUTO_BATCH = (16, 512)  # the least and the most rows of a step
-AUTO_STEPS, AUTO_EPOCHS = 2000, 16  # at least
+AUTO_STEPS, AUTO_EPOCHS = 2000, 20  # at least
 
 
 class Section(BaseModel):

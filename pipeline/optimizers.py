@@ -51,9 +51,9 @@ class Optimizer:
         """Kingma & Ba 2015, algorithm 1."""
         memory["mean"].lerp_(gradient, 1 - BETA_1)
         memory["square"].mul_(BETA_2).addcmul_(gradient, gradient, value=1 - BETA_2)
-        shrink = (1 - BETA_2**self.steps) ** 0.5
-        scale = (memory["square"].sqrt() / shrink).add_(EPSILON)
-        block.sub_((memory["mean"] / scale).mul_(lr / (1 - BETA_1**self.steps)))
+        slower = (1 - BETA_1**self.steps) / lr
+        scale = memory["square"].sqrt().mul_(slower / (1 - BETA_2**self.steps) ** 0.5).add_(EPSILON * slower)
+        block.addcdiv_(memory["mean"], scale, value=-1)
 
     def states(self) -> list[State]:
         """What is remembered of each network: copies, so that one can leave the stack."""

@@ -81,7 +81,7 @@ def test_a_written_value_wins_over_the_preset(preset):
 
 @pytest.mark.parametrize(
     ("n_rows", "batch_size", "epochs"),
-    [(2, 16, 2000), (142, 16, 223), (1437, 16, 23), (20_000, 128, 16), (10**6, 512, 16)],
+    [(2, 16, 2000), (142, 16, 223), (1437, 16, 23), (20_000, 128, 20), (10**6, 512, 20)],
 )
 def test_auto_sizes_follow_the_number_of_rows(n_rows, batch_size, epochs):
     auto = config.Train(batch_size="auto", epochs="auto").sized(n_rows)
