@@ -147,7 +147,7 @@ def _build(body: dict[str, Any], tensors: dict[str, Tensor]) -> Bundle:
     learned = Schema.model_validate_json(json.dumps(body["schema"]))
     target = Target.model_validate_json(json.dumps(body["target"]))
     members = tuple(
-        _member(_under(_prefix(k, model.ensemble), tensors), model, learned, target) for k in range(model.ensemble)
+        _member(_under(_prefix(k, model.n_members), tensors), model, learned, target) for k in range(model.n_members)
     )
     numbers = _under("preprocessor.", tensors)
     if set(numbers) != set(fitted_names(body["scaling"], learned)):

@@ -54,7 +54,7 @@ PRESET = "preset"
 STRONG: dict[str, Any] = {
     "data.scaling": "quantile",
     "model.numeric": "ple",
-    "model.ensemble": 2,
+    "model.ensemble": "auto",
     "model.dropout": 0.0,
     "train.optimizer": "adamw",
     "train.lr": 0.003,
@@ -69,6 +69,7 @@ STRONG: dict[str, Any] = {
 
 
 AUTO_BATCH = (16, 512)  # the least and the most rows of a step
+SMALL_ROWS, SMALL_ENSEMBLE, LARGE_ENSEMBLE = 20_000, 8, 2
 AUTO_STEPS, AUTO_EPOCHS = 2000, 20  # at least
 
 
@@ -160,7 +161,18 @@ class Model(Section):
     plr: Plr = Plr()
     categories: Literal["onehot", "embedding"] = "onehot"
     embedding: Count = 16
-    ensemble: Count = 1
+    ensemble: Count | Literal["auto"] = 1
+
+    @property
+    def n_members(self) -> int:
+        """`ensemble` of settings that are `sized`."""
+        assert isinstance(self.ensemble, int)
+        return self.ensemble
+
+    def sized(self, n_rows: int) -> "Model":
+        """These settings for so many training rows: many members where they cost little."""
+        about = SMALL_ENSEMBLE if n_rows < SMALL_ROWS else LARGE_ENSEMBLE
+        return self.model_copy(update={"ensemble": about if self.ensemble == "auto" else self.ensemble})
 
 
 class Augment(Section):
@@ -311,8 +323,8 @@ class Config(Section):
         return self
 
     def sized(self, n_rows: int) -> "Config":
-        """This configuration for so many training rows: see `Train.sized`."""
-        return self.model_copy(update={"train": self.train.sized(n_rows)})
+        """This configuration for so many training rows: see `Model.sized` and `Train.sized`."""
+        return self.model_copy(update={"model": self.model.sized(n_rows), "train": self.train.sized(n_rows)})
 
     def replace(self, values: Mapping[str, Any]) -> "Config":
         """This configuration with some dotted parameters at other values, checked again."""
@@ -549,6 +561,7 @@ def _shown(error: Any) -> str:
 # Where several types are allowed pydantic adds the name of the branch it tried, which is no key of the file.
 _UNIONS: dict[tuple[str, ...], int] = {
     ("finetune", "freeze"): 2,
+    ("model", "ensemble"): 2,
     ("train", "batch_size"): 2,
     ("train", "epochs"): 2,
     ("data", "transfer", "values"): 4,

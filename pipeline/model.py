@@ -12,6 +12,7 @@ from pipeline.config import Model
 from pipeline.errors import UserError
 from pipeline.schema import Schema
 
+ROWS_A_BIN = 16
 UNIFORM_RANGE = 0.05  # init: uniform draws weights from [-0.05, 0.05]
 
 
@@ -121,9 +122,13 @@ class CategoryEmbedding(nn.Module):
 
 
 def bin_edges(x_num: Tensor, n_bins: int) -> tuple[Tensor, ...]:
-    """The borders of at most `n_bins` bins with equally many of the training rows x_num [n, d_num], for each column."""
+    """The borders of at most `n_bins` bins with equally many of the training rows x_num [n, d_num], for each column.
+
+    A bin has ROWS_A_BIN rows or more: what is learnt of fewer is their noise.
+    """
     if not x_num.shape[1]:
         return ()
+    n_bins = max(min(n_bins, len(x_num) // ROWS_A_BIN), 1)
     quantiles = np.quantile(x_num.cpu().numpy(), np.linspace(0, 1, n_bins + 1), axis=0).astype(np.float32)
     edges = []
     for column in quantiles.T:

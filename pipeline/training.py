@@ -88,7 +88,7 @@ def new_members(config: Config, train: TabularData, learned: Schema) -> list[Mem
     model = config.model
     edges = bin_edges(train.x_num, model.bins) if model.numeric == "ple" else ()
     members = []
-    for seed in member_seeds(config.seed, model.ensemble):
+    for seed in member_seeds(config.seed, model.n_members):
         network = build_network(model, learned, learned.target.n_outputs, generator(seed), edges).to(train.y.device)
         members.append(Member(network, config.train, seed))
     return members

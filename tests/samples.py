@@ -112,7 +112,7 @@ def train(
 def bundle(of: Sample, seed: int = 0, **model: Any) -> Bundle:
     params = {"seed": seed, "train.lr": 0.05, "model.hidden": [8]}
     settings = Model(**{"hidden": (8,), **model})
-    members = tuple(network(of, seed + k, **settings.model_dump()).eval() for k in range(settings.ensemble))
+    members = tuple(network(of, seed + k, **settings.model_dump()).eval() for k in range(settings.n_members))
     return Bundle(members, settings, of.schema, of.target, of.preprocessor, params)
 
 

@@ -233,7 +233,11 @@ def test_a_stage_reads_no_parameter_that_dvc_does_not_watch(
     declared = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())["stages"]
     for stage in CHAIN:
         read.clear()
-        if stage not in ("search", "train", "finetune"):  # they hand whole sections on; what those hold is watched as a whole
+        if stage not in (
+            "search",
+            "train",
+            "finetune",
+        ):  # they hand whole sections on; what those hold is watched as a whole
             monkeypatch.setattr(config, "load", lambda: Recorder(load()))
         else:
             monkeypatch.setattr(config, "load", load)

@@ -1,0 +1,338 @@
+"""Speed, beside what others do for the same job: a table, `benchmarks/bench.json` and `benchmarks/bench.png`.
+
+Every comparison is interleaved in one run on one thread; what counts are medians of ratios. See README.md.
+"""
+
+import json
+import math
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import competitors
+from benchmarks.competitors import TEXTBOOK, timed
+from benchmarks.tables import Table, configured, flights, synthetic
+from pipeline import files
+from pipeline.config import Config
+from pipeline.search import Search, Work, search, workers
+from pipeline.training import fit, new_members
+
+HERE = Path(__file__).parent
+REPEATS = 5
+SPACE = {
+    "train.lr": {"low": 1e-2, "high": 3e-1, "log": True},
+    "train.momentum": {"low": 0.85, "high": 0.99},
+    "model.dropout": {"low": 0.0, "high": 0.3},
+}
+Row = dict[str, Any]
+
+
+def ours(table: Table, settings: Config) -> None:
+    """One epoch as the stage train does it: with validation, metrics, the best weights kept."""
+    members = new_members(settings, table.splits["train"], table.schema)
+    fit(members, table.splits["train"], table.splits["val"], table.schema.target)
+
+
+def one_epoch() -> list[Row]:
+    hidden, batch_size = (128, 64), 512
+    table = flights(**TEXTBOOK, train__epochs=1, train__batch_size=batch_size, model__hidden=list(hidden))
+    x, y = table.one_hot("train")
+    x_numpy, y_numpy = x.numpy(), y.numpy()
+    contestants: dict[str, Callable[[], object]] = {
+        "ours": lambda: ours(table, table.config),
+        "bare loop over the same tensors": lambda: competitors.bare(table, table.config),
+        "textbook loop with DataLoader": lambda: competitors.textbook(x, y, hidden, batch_size),
+        "skorch": lambda: competitors.skorch_epoch(x, y, hidden, batch_size),
+        "scikit-learn MLPClassifier": lambda: competitors.sklearn_epoch(x_numpy, y_numpy, hidden, batch_size),
+        "Lightning": lambda: competitors.lightning_epoch(x, y, hidden, batch_size),
+    }
+    times = interleaved(contestants)
+    wanted = {
+        "bare loop over the same tensors": "<= 1.1x its time",
+        "textbook loop with DataLoader": ">= 5x",
+        "skorch": ">= 6x",
+        "scikit-learn MLPClassifier": ">= 2x",
+        "Lightning": ">= 6x",
+    }
+    rows = []
+    for name, wish in wanted.items():
+        ratio = statistics.median(other / mine for other, mine in zip(times[name], times["ours"], strict=True))
+        shown = f"{1 / ratio:.2f}x its time" if wish.startswith("<=") else f"{ratio:.1f}x"
+        rows.append(
+            {
+                "what": f"one epoch, flights, {len(x):,} rows, 128-64",
+                "against": name,
+                "reach": wish,
+                "seen": shown,
+                "ratio": ratio,
+            }
+        )
+    return rows
+
+
+def interleaved(contestants: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for repeat in range(REPEATS + 1):
+        for name, work in contestants.items():
+            seconds = timed(work)
+            if repeat:  # the first round warms up
+                times[name].append(seconds)
+    return times
+
+
+def our_search(table: Table, settings: Config) -> Search:
+    work = Work.of(table.splits["train"], table.splits["val"], table.schema, settings)
+    with workers(work, settings.search.workers) as run:
+        return search(settings, run)
+
+
+def searching(
+    table: Table, hidden: tuple[int, ...], batch_size: int, epochs: int, timed_trials: int, what: str, reach: str
+) -> Row:
+    """64 trials of ours, against as many of the textbook loop, of which `timed_trials` are run and scaled up."""
+    n_trials = 64
+    ratios, seconds = [], []
+    for _ in range(REPEATS if timed_trials > 2 else 3):
+        theirs = competitors.textbook_search(table, hidden, batch_size, epochs, timed_trials) * n_trials / timed_trials
+        seconds.append(timed(lambda: our_search(table, table.config)))
+        ratios.append(theirs / seconds[-1])
+    return {
+        "what": what,
+        "against": f"Optuna over the textbook loop ({timed_trials} trials timed, scaled to {n_trials})",
+        "reach": reach,
+        "seen": f"{statistics.median(ratios):.0f}x",
+        "ratio": statistics.median(ratios),
+        "seconds": statistics.median(seconds),
+    }
+
+
+def searches() -> list[Row]:
+    common = {**TEXTBOOK, "search.space": SPACE, "search__n_trials": 64, "search__epochs": 6, "train__epochs": 6}
+    large = flights(**common, train__batch_size=512, model__hidden=[128, 64])
+    small = synthetic(20_000, **common, train__batch_size=64, model__hidden=[32, 16])
+    return [
+        searching(small, (32, 16), 64, 6, 4, "64-trial search, 32-16, batch 64, 20,000 rows", ">= 100x"),
+        searching(large, (128, 64), 512, 6, 1, "64-trial search, 128-64, 6 epochs, flights", ">= 20x"),
+    ]
+
+
+def pruning() -> list[Row]:
+    """Pruned against unpruned search on 20,000 flights: time, and the best validation score each found."""
+    gaps, ratios = [], []
+    for seed in range(5):
+        common = {**TEXTBOOK, "search.space": SPACE, "search__n_trials": 32, "search__epochs": 6}
+        table = flights(seed, **common, train__epochs=6, train__batch_size=128, model__hidden=[128, 64])
+        settings = table.config.replace({"search.rows": 20_000})
+        whole = settings.replace({"search.reduction": None})
+        found, seconds = {}, {}
+        for name, asked in (("pruned", settings), ("whole", whole)):
+            start = time.perf_counter()
+            found[name] = our_search(table, asked)
+            seconds[name] = time.perf_counter() - start
+        ratios.append(seconds["whole"] / seconds["pruned"])
+        gaps.append((found["whole"].best.score or 0) - (found["pruned"].best.score or 0))
+    return [
+        {
+            "what": "pruned search, 32 trials of 6 epochs, 5 seeds",
+            "against": "the same search unpruned",
+            "reach": "loses <= 0.002 accuracy",
+            "seen": f"{statistics.median(ratios):.1f}x faster, loses {statistics.mean(gaps):+.4f} (at most {max(gaps):+.4f})",
+            "ratio": statistics.median(ratios),
+            "gaps": gaps,
+        }
+    ]
+
+
+def widths() -> list[Row]:
+    """What the rule of `search.stack_width` rests on: seconds a member, by the width of the stack."""
+    rows = []
+    for hidden, batch_size in (([32, 16], 64), ([64, 32], 256), ([128, 64], 512), ([256, 128], 512)):
+        table = flights(**TEXTBOOK, train__epochs=1, train__batch_size=batch_size, model__hidden=hidden).head(16_384)
+        each = {}
+        for width in (1, 2, 4, 8, 16, 32, 64):
+            members = [new_members(table.config, table.splits["train"], table.schema)[0] for _ in range(width)]
+            val = table.splits["val"].take(torch.arange(2000))
+            each[width] = timed(lambda: fit(members, table.splits["train"], val, table.schema.target)) / width  # noqa: B023
+        best = min(each.values())
+        rows.append(
+            {
+                "hidden": hidden,
+                "batch_size": batch_size,
+                "seconds_a_member": each,
+                "relative": {w: s / best for w, s in each.items()},
+            }
+        )
+    return rows
+
+
+def scaling() -> list[Row]:
+    """Cost and memory as rows and columns grow, each in a process of its own; the slope of the log-log fit."""
+    rows = []
+    for name, sizes in (
+        ("rows", [(10_000, 10), (100_000, 10), (1_000_000, 10), (10_000_000, 10)]),
+        ("columns", [(100_000, 10), (100_000, 100), (100_000, 1000)]),
+    ):
+        found = [measured_alone(*size) for size in sizes]
+        grown = [size[0 if name == "rows" else 1] for size in sizes]
+        slope = np.polyfit(np.log(grown), np.log([each["seconds"] for each in found]), 1)[0]
+        rows.append(
+            {
+                "what": f"an epoch, {grown[0]:,} to {grown[-1]:,} {name}",
+                "against": "itself",
+                "reach": "linear; memory <= 2.5x the arrays",
+                "seen": f"time grows with the power {slope:.2f}; memory {found[-1]['memory']:.1f}x the arrays",
+                "slope": slope,
+                "points": [
+                    dict(zip(("rows", "columns"), size, strict=True)) | each
+                    for size, each in zip(sizes, found, strict=True)
+                ],
+            }
+        )
+    return rows
+
+
+def measured_alone(n_rows: int, n_columns: int) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.bench", "--size", str(n_rows), str(n_columns)]
+    return dict(
+        json.loads(
+            subprocess.run(command, check=True, capture_output=True, text=True, cwd=HERE.parent).stdout.splitlines()[-1]
+        )
+    )
+
+
+def one_size(n_rows: int, n_columns: int) -> None:
+    """An epoch over random tensors; prints seconds, and peak memory above the libraries' in multiples of the arrays."""
+    from pipeline.data import TabularData
+
+    torch.set_num_threads(1)
+    settings = configured("made up", "y", "multiclass", **TEXTBOOK, train__epochs=1, train__batch_size=512).sized(
+        n_rows
+    )
+    few = synthetic(500, n_columns, **TEXTBOOK, train__epochs=1, train__batch_size=512)
+    ours(few, settings)  # so that what libraries take is there
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    draws = torch.Generator().manual_seed(0)
+    x = torch.randn(n_rows, n_columns, generator=draws)
+    data = TabularData(x, torch.empty(n_rows, 0, dtype=torch.uint8), torch.randint(3, (n_rows,), generator=draws))
+    table = replace(few, splits={"train": data, "val": data.take(torch.arange(1000))})
+    seconds = timed(lambda: ours(table, settings))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    arrays = x.nbytes + data.y.nbytes
+    print(json.dumps({"seconds": seconds, "memory": peak / arrays}))
+
+
+def repro() -> list[Row]:
+    """The whole default pipeline by `dvc repro`, against what its stages spend on imports and computing."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(["git", "clone", "-q", str(HERE.parent), folder], check=True)
+        environment = {**os.environ, "PYTHONPATH": folder}
+        environment.pop("MLFLOW_TRACKING_URI", None)
+        whole = timed(
+            lambda: subprocess.run(["dvc", "repro", "-q"], check=True, cwd=folder, env=environment, capture_output=True)
+        )
+        stages = [
+            "fetch",
+            "prepare",
+            "baseline",
+            "train",
+            "finetune",
+            "search",
+            "evaluate@train",
+            "evaluate@finetune",
+            "evaluate@search",
+            "register",
+        ]
+        parts: dict[str, dict[str, float]] = {}
+        for stage in stages:
+            command = [sys.executable, "-m", "benchmarks.stage_times", stage]
+            done = subprocess.run(command, check=True, cwd=folder, env=environment, capture_output=True, text=True)
+            parts[stage] = json.loads(done.stdout.splitlines()[-1])
+    total = {part: sum(each[part] for each in parts.values()) for part in ("imports", "tracking", "compute")}
+    ratio = whole / (total["imports"] + total["compute"])
+    spent = parts["search"]
+    return [
+        {
+            "what": "`dvc repro`, whole default pipeline",
+            "against": "imports and compute of its stages",
+            "reach": "<= 1.3x",
+            "seen": f"{ratio:.2f}x ({whole:.0f} s; imports {total['imports']:.0f}, compute {total['compute']:.0f}, tracking {total['tracking']:.0f})",
+            "ratio": ratio,
+            "stages": parts,
+        },
+        {
+            "what": "tracking in the stage search",
+            "against": "the whole stage",
+            "reach": "< 10 %",
+            "seen": f"{100 * spent['tracking'] / sum(spent.values()):.1f} %",
+            "ratio": spent["tracking"] / sum(spent.values()),
+        },
+    ]
+
+
+def draw(rows: list[Row]) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    faster = [row for row in rows if str(row["reach"]).startswith(">=")]
+    figure, axes = plt.subplots(figsize=(9, 0.55 * len(faster) + 1))
+    labels = [f"{row['what'].split(',')[0]}\n{row['against'].split(' (')[0]}" for row in faster]
+    bars = axes.barh(labels, [row["ratio"] for row in faster], color="#4878a8")
+    axes.bar_label(bars, [row["seen"] for row in faster], padding=4)
+    for place, row in enumerate(faster):
+        wish = float(row["reach"].strip(">= x"))
+        axes.plot([wish, wish], [place - 0.4, place + 0.4], color="#c44e52")
+    axes.set_xscale("log")
+    axes.set_xlim(1, 3 * max(row["ratio"] for row in faster))
+    axes.set_xlabel("times faster; the red line is what was to be reached")
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(HERE / "bench.png", dpi=120, metadata={"Software": None})
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    if "--size" in sys.argv:
+        place = sys.argv.index("--size")
+        one_size(int(sys.argv[place + 1]), int(sys.argv[place + 2]))
+        return
+    parts: dict[str, Callable[[], list[Row]]] = {
+        "epoch": one_epoch, "search": searches, "pruning": pruning, "scaling": scaling, "repro": repro,
+    }  # fmt: skip
+    chosen = sys.argv[1:] or list(parts)
+    path = HERE / "bench.json"
+    results = json.loads(path.read_text()) if path.exists() and sys.argv[1:] else {}
+    for name in chosen:
+        results[name] = widths() if name == "widths" else parts[name]()
+        files.write_json(path, rounded(results))
+        for row in results[name] if name != "widths" else []:
+            print("| {what} | {against} | {reach} | {seen} |".format(**row), flush=True)
+    if not sys.argv[1:]:
+        results["widths"] = widths()
+        files.write_json(path, rounded(results))
+    draw([row for name in parts if name in results for row in results[name]])
+
+
+def rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.4g}") if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): rounded(each) for key, each in value.items()}
+    return [rounded(each) for each in value] if isinstance(value, list) else value
+
+
+if __name__ == "__main__":
+    main()

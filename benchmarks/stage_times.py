@@ -1,0 +1,53 @@
+"""Runs a stage and prints, as its last line, the seconds it spent on imports, on tracking, and on its work."""
+
+import importlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+def main() -> None:
+    stage, _, item = sys.argv[1].partition("@")
+    sys.argv = [stage, *([item] if item else [])]
+    start = time.perf_counter()
+    module = importlib.import_module(f"pipeline.stages.{stage}")
+    # What stages import only when they use it belongs to imports too.
+    importlib.import_module("pipeline.tracking")
+    imported = time.perf_counter()
+    from pipeline import tracking
+
+    spent, depth = 0.0, 0
+
+    def counted(work: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any, **named: Any) -> Any:
+            nonlocal spent, depth
+            depth += 1
+            begun = time.perf_counter()
+            try:
+                return work(*arguments, **named)
+            finally:
+                depth -= 1
+                if not depth:
+                    spent += time.perf_counter() - begun
+
+        return run
+
+    for owner, names in (
+        (tracking.Run, ("log_params", "log_metrics", "log_epochs", "log_files", "log_model", "log_trial", "set_tags")),
+        (tracking.Writer, ("close",)),
+        (tracking, ("connect", "stage_entry", "_origin", "register")),
+        (tracking.mlflow, ("start_run", "end_run")),
+    ):
+        for name in names:
+            setattr(owner, name, counted(getattr(owner, name)))
+    if hasattr(module, "register"):
+        module.register = counted(module.register)
+    module.main()
+    total = time.perf_counter() - imported
+    print(json.dumps({"imports": imported - start, "tracking": spent, "compute": total - spent}))
+
+
+if __name__ == "__main__":
+    main()
