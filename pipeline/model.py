@@ -49,7 +49,8 @@ class TableLinear(nn.Module):
 class PiecewiseLinear(nn.Module):
     """Numbers as how far they have come through the bins of their column (Gorishniy et al. 2022, section 3.2).
 
-    `edges` are the bins' borders, a tensor a column, in ascending order. Shape: x [..., d_num] to [..., n_bins of all].
+    The numbers themselves stand before their bins, unlike in the paper: small tables gain by it. `edges` are the bins'
+    borders, a tensor a column, in ascending order. Shape: x [..., d_num] to [..., d_num + n_bins of all].
     """
 
     edges: Tensor
@@ -74,7 +75,8 @@ class PiecewiseLinear(nn.Module):
         columns = x_num.mT.index_select(-2, self.get_buffer("column"))
         share = columns.sub_(self.get_buffer("low")).div_(self.get_buffer("width"))
         torch.maximum(share, self.get_buffer("floor"), out=share)
-        return torch.minimum(share, self.get_buffer("ceiling"), out=share).mT
+        torch.minimum(share, self.get_buffer("ceiling"), out=share)
+        return torch.cat([x_num.mT, share], -2).mT
 
     def forward(self, x: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         return self.encode(x[0]), x[1]
@@ -150,7 +152,7 @@ def build_network(
     d_in, cardinalities = schema.d_num, schema.cardinalities
     if model.numeric == "ple" and d_in:
         layers.append(PiecewiseLinear(edges))
-        d_in = sum(len(each) - 1 for each in edges)
+        d_in += sum(len(each) - 1 for each in edges)
     elif model.numeric == "plr" and d_in:
         layers.append(Periodic(d_in, model.plr.frequencies, model.plr.width))
         d_in *= model.plr.width

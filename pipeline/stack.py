@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -41,6 +42,13 @@ class Stack:
             for name, part in zip(group, block.split(widths, 1), strict=True):
                 self.weights[name] = part.view(stacked[name].shape).detach().requires_grad_()
 
+        # [K, 1, d_cat] where each column's categories begin in the members' tables, laid one below the other.
+        self._starts = {
+            name: layer.offsets + len(layer.table) * torch.arange(self.size, device=layer.table.device).view(-1, 1, 1)
+            for name, layer in self.layers.named_children()
+            if isinstance(layer, TableLinear | CategoryEmbedding) and len(layer.offsets)
+        }
+
     def __call__(
         self, x_num: Tensor, x_cat: Tensor, words: Tensor | None = None, mix: Mix = lambda hidden: hidden
     ) -> Tensor:
@@ -58,13 +66,13 @@ class Stack:
                     frequency, weight, bias = (self.weights[f"{name}.{part}"] for part in ("frequency", "mix", "bias"))
                     hidden = layer.encode(hidden, frequency.unsqueeze(1), weight, bias.unsqueeze(1))
                 case CategoryEmbedding():
-                    codes = self._codes(x_cat, layer.offsets, name)
+                    codes = x_cat + self._starts[name]
                     found = _look_up(self.weights[f"{name}.table"].flatten(0, 1), codes.view(-1, 1))
                     hidden = torch.cat([hidden.expand(self.size, -1, -1), found.view(*codes.shape[:2], -1)], 2)
                 case TableLinear():
                     hidden = self._linear(name, hidden)
-                    if len(layer.offsets):
-                        hidden = hidden + self._look_up(x_cat, layer, name)
+                    if name in self._starts:
+                        hidden = hidden + self._look_up(x_cat, name)
                     hidden = mix(hidden)
                 case nn.Linear():
                     hidden = self._linear(name, hidden)
@@ -81,13 +89,8 @@ class Stack:
         weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
         return torch.baddbmm(bias.unsqueeze(1), x.expand(self.size, -1, -1), weight)  # (K, B, in) @ (K, in, out)
 
-    def _codes(self, x_cat: Tensor, offsets: Tensor, name: str) -> Tensor:
-        """[K, B, d_cat] rows of the members' tables, laid one below the other."""
-        starts = torch.arange(self.size, device=x_cat.device) * self.weights[f"{name}.table"].shape[1]
-        return x_cat + offsets + starts.view(-1, 1, 1)
-
-    def _look_up(self, x_cat: Tensor, layer: TableLinear, name: str) -> Tensor:
-        codes = self._codes(x_cat, layer.offsets, name)
+    def _look_up(self, x_cat: Tensor, name: str) -> Tensor:
+        codes = x_cat + self._starts[name]
         found = _look_up(self.weights[f"{name}.table"].flatten(0, 1), codes.flatten(0, 1))
         return found.view(self.size, -1, found.shape[1])
 
@@ -134,8 +137,16 @@ class _LookUp(torch.autograd.Function):
         (codes,) = ctx.saved_tensors
         flat = codes.flatten()
         counts = torch.bincount(flat, minlength=ctx.n_rows)
-        places = torch.argsort(flat, stable=True) // codes.shape[1]
+        places = _order(flat, ctx.n_rows) // codes.shape[1]
         return F.embedding_bag(places, gradient.contiguous(), counts.cumsum(0) - counts, mode="sum"), None
+
+
+def _order(codes: Tensor, n_rows: int) -> Tensor:
+    """Places of `codes` by code, and where codes are equal in their order."""
+    if codes.is_cuda or n_rows > 2**16:
+        return torch.argsort(codes, stable=True)
+    # NumPy sorts 16 bits by radix, in a third of the time or less.
+    return torch.from_numpy(np.argsort(codes.numpy().astype(np.uint16), kind="stable"))
 
 
 class _Threshold:

@@ -173,8 +173,8 @@ def _train_epoch(
         smoothing=column([[member.settings.label_smoothing] for member in members]),
         weights=class_weights(train.y, target.n_outputs) if settings.class_weights else None,
     )
-    lr = column([[member.settings.lr] for member in members])
     factors = [lr_factor((epoch - 1) * steps + step, steps * settings.n_epochs, settings) for step in range(steps)]
+    lrs = column([[member.settings.lr] for member in members]) * column(factors).view(-1, 1, 1)
     shares = column(mixup_shares(settings.augment.mixup, steps, draws.keys))
     losses, scores, norms = (torch.zeros(size, device=device, dtype=train.x_num.dtype) for _ in range(3))
 
@@ -186,7 +186,7 @@ def _train_epoch(
         if settings.clip is not None:
             for gradient in gradients:
                 gradient.mul_((settings.clip / (norm + 1e-6)).clamp(max=1.0).unsqueeze(1))
-        optimizer.step(gradients, lr * factors[step])
+        optimizer.step(gradients, lrs[step])
         with torch.no_grad():
             losses += loss * rows.shape[1]
             scores += metrics.row_scores(outputs, batch.y, target.task).sum(1)
@@ -195,7 +195,7 @@ def _train_epoch(
     for member, state in zip(members, optimizer.states(), strict=True):
         member.memory = state
     headline = metrics.headline(scores / len(train), target)
-    measured = {"train_loss": losses / len(train), **headline, "lr": lr[:, 0] * factors[-1], "grad_norm": norms / steps}
+    measured = {"train_loss": losses / len(train), **headline, "lr": lrs[-1, :, 0], "grad_norm": norms / steps}
     return [dict(zip(measured, row, strict=True)) for row in torch.stack(list(measured.values()), 1).tolist()]
 
 

@@ -210,7 +210,7 @@ def test_piecewise_linear_is_the_formula_of_the_paper():
     edges = (torch.tensor([0.0, 1.0, 3.0]), torch.tensor([-1.0, 1.0]))
     x = torch.tensor([[-1.0, 0.0], [0.5, -1.0], [2.0, 1.0], [5.0, 3.0]])
     expected = torch.tensor([[-1.0, 0.0, 0.5], [0.5, 0.0, 0.0], [1.0, 0.5, 1.0], [1.0, 2.0, 2.0]])
-    assert torch.equal(PiecewiseLinear(edges).encode(x), expected)
+    assert torch.equal(PiecewiseLinear(edges).encode(x), torch.cat([x, expected], 1))
 
 
 def test_category_embedding_puts_each_categorys_vector_beside_the_numbers():
