@@ -10,7 +10,7 @@ from pipeline.errors import UserError
 CARD = """# {name}
 
 A PyTorch network that predicts {target} ({what}) from {n_features} columns of a table. Chosen among {candidates} for its
-{metric} of {score:.4f}.
+{metric} of {score:.5g}.
 
 ## Data
 
@@ -28,7 +28,7 @@ What each column is, and why some were set aside, stands in `model.json` under `
 ## Intended use
 
 For rows like those it learnt from: the same columns, drawn the same way. A category never seen counts as unseen, a missing
-value as missing. The probabilities are as good as their calibration error (`ece`) says. It is not known how the model does
+value as missing. {calibrated}It is not known how the model does
 on other populations, or after the world has changed; check the metrics above on new rows before relying on it.
 
 ## How to load
@@ -98,7 +98,7 @@ def model_card(
     data, target, rows = config.data, bundle.target, bundle.schema.rows
     classes = f"{target.task}: {', '.join(map(str, target.classes[:10]))}" if target.classes else "regression"
     table = [
-        [name, f"{score:.4f}", *(f"{found[key]:.4f}" if key in found else "" for key in (name, f"constant.{name}"))]
+        [name, f"{score:.5g}", *(f"{found[key]:.5g}" if key in found else "" for key in (name, f"constant.{name}"))]
         for name, score in scores.items()
         for found in [baseline]
     ]
@@ -109,6 +109,7 @@ def model_card(
         n_features=len(bundle.schema.features),
         candidates="the trained, the searched and the fine-tuned network",
         metric=choice.metric,
+        calibrated="The probabilities are as good as their calibration error (`ece`) says. " if target.classes else "",
         score=choice.score,
         source=_cell(without_secret(data.source)),
         rows=", ".join(f"{name} {n:,}" for name, n in rows.items()),

@@ -94,7 +94,7 @@ def show() -> None:
         if key.startswith("constant.")
     }
     for name, scores in rows.items():
-        table.add_row(name, *(f"{scores[column]:.4f}" if column in scores else "-" for column in columns))
+        table.add_row(name, *(f"{scores[column]:.5g}" if column in scores else "-" for column in columns))
     out = Console()
     out.print(table)
     out.print(

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from pipeline import files
 
+matplotlib.rcdefaults()  # not what a person has set for plots of their own: the same table, the same bytes
 matplotlib.use("Agg")
 MAX_CURVES = 8  # classes drawn by name; more would not be told apart
 MAX_CELLS = 20  # classes whose counts are written into the confusion matrix

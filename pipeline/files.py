@@ -1,5 +1,6 @@
 """Files written whole or not at all, and sums to check them by."""
 
+import errno
 import hashlib
 import json
 import os
@@ -24,7 +25,8 @@ def replacing(path: Path) -> Iterator[Path]:
             yield temporary
         except OSError as error:
             # Libraries name the temporary file or none: a person looks for this one.
-            error.filename = str(path)
+            if error.errno != errno.ENOENT:  # of a file that was to be read
+                error.filename = str(path)
             raise
         # Not the private mode that some writers choose: what a project shares, its group can read.
         umask = os.umask(0)

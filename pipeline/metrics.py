@@ -25,7 +25,7 @@ def loss(
     y = y.expand(outputs.shape[:-1])
     if task == "regression":
         return (outputs.squeeze(-1) - y).square().mean(-1)
-    smooth = bool((torch.as_tensor(smoothing) != 0).any())
+    smooth = isinstance(smoothing, Tensor) or smoothing > 0
     if task == "multiclass":
         logs = outputs.log_softmax(-1)
         each = -logs.gather(-1, y.unsqueeze(-1)).squeeze(-1)

@@ -170,7 +170,9 @@ def _train_epoch(
     objective = partial(
         metrics.loss,
         task=target.task,
-        smoothing=column([[member.settings.label_smoothing] for member in members]),
+        smoothing=column([[m.settings.label_smoothing] for m in members])
+        if any(m.settings.label_smoothing for m in members)
+        else 0.0,
         weights=class_weights(train.y, target.n_outputs) if settings.class_weights else None,
     )
     factors = [lr_factor((epoch - 1) * steps + step, steps * settings.n_epochs, settings) for step in range(steps)]

@@ -3,6 +3,7 @@ import os
 import pickle
 import random
 import stat
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -272,3 +273,27 @@ def test_unseen_categories_and_missing_values_get_a_prediction():
     of = samples.sample("mixed")
     table = of.raw.head(3).assign(colour=["mauve", None, "red"], size=[1.0, np.nan, 2.0])
     assert samples.bundle(of).predict(table).notna().all(axis=None)
+
+
+@pytest.mark.parametrize("name", ["mixed", "wine", "diabetes"])
+@pytest.mark.parametrize("model", [{"numeric": "ple"}, {"numeric": "plr"}, {"categories": "embedding"}])
+def test_a_bundle_of_several_members_holds_them_all_and_the_mean_of_their_predictions(tmp_path, name, model):
+    of = samples.sample(name)
+    bundle = replace(samples.bundle(of, ensemble=3, **model), temperature=1.5)
+    save_bundle(tmp_path, bundle, ROWS)
+    loaded = load_bundle(tmp_path)
+    assert len(loaded.members) == 3
+    assert loaded.temperature == 1.5
+    assert torch.equal(predict(loaded.members, of.test), predict(bundle.members, of.test))
+    plain = replace(loaded, temperature=1.0)
+    each = [replace(plain, members=(member,)).predict(of.raw).drop(columns="prediction") for member in loaded.members]
+    if name != "diabetes":
+        mean = sum(frame.to_numpy() for frame in each) / 3
+        assert plain.predict(of.raw).drop(columns="prediction").to_numpy() == pytest.approx(mean, abs=1e-6)
+
+
+def test_a_bundle_of_one_member_is_a_plain_sequential_and_one_of_several_has_no_single_network():
+    of = samples.sample("mixed")
+    assert type(samples.bundle(of).network) is torch.nn.Sequential
+    with pytest.raises(ValueError, match="too many values"):
+        assert samples.bundle(of, ensemble=2).network is None

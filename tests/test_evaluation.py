@@ -251,3 +251,12 @@ def test_a_table_of_one_row_and_one_class_is_drawn(tmp_path):
     found = report(torch.zeros(1, 1), torch.tensor([1]), Target(name="y", task="binary", classes=("no", "yes")))
     save(tmp_path, found)
     assert set(json.loads((tmp_path / "metrics.json").read_text())) == {"loss", "accuracy", "f1", "ece"}
+
+
+def test_a_report_has_the_calibration_error_with_and_without_the_temperature():
+    outputs, y, target = judged("wine")
+    with_it, without = report(outputs, y, target, 0.2).scores, report(outputs, y, target).scores
+    assert with_it["ece_uncalibrated"] == without["ece"] != with_it["ece"]
+    assert "ece_uncalibrated" not in without
+    assert with_it["accuracy"] == without["accuracy"]
+    assert with_it == {**report(outputs / 0.2, y, target).scores, "ece_uncalibrated": without["ece"]}

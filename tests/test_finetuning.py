@@ -5,8 +5,9 @@ import torch
 
 from pipeline.config import Finetune, Train
 from pipeline.errors import UserError
-from pipeline.finetuning import adapt, settings
+from pipeline.finetuning import adapt, from_scratch, members, settings
 from pipeline.schema import Target
+from pipeline.training import fit
 from tests import samples
 
 OTHER = Target(name="target", task="multiclass", classes=("a", "b", "c", "d", "e"))
@@ -76,3 +77,23 @@ def test_settings_are_those_of_training_but_for_what_finetune_has_of_its_own():
     assert (tuned.lr, tuned.epochs, tuned.patience) == (0.02, 4, None)
     rest = {"lr", "epochs", "patience"}
     assert tuned.model_dump(exclude=rest) == train.model_dump(exclude=rest)
+
+
+def test_each_member_of_an_ensemble_is_finetuned_from_its_own_weights():
+    of = samples.sample("mixed")
+    trained = samples.bundle(of, ensemble=3, numeric="ple")
+    asked = samples.configuration("binary", model__ensemble=3, finetune__freeze=1)
+    tuned = members(trained, of.target, asked, torch.device("cpu"))
+    assert len({member.seed for member in tuned}) == 3
+    for member, source in zip(tuned, trained.members, strict=True):
+        assert same(state(member.network), state(source)) == list(source.state_dict())
+        frozen = {name.split(".")[0] for name, p in member.network.named_parameters() if not p.requires_grad}
+        assert frozen == {"1"}
+    fit(tuned, of.train, of.val, of.target)
+    assert len({float(member.network[-1].bias.sum()) for member in tuned}) == 3
+    new = from_scratch(trained, of.target, asked, torch.device("cpu"))
+    assert [len(same(state(m.network), state(source))) for m, source in zip(new, trained.members, strict=True)] != [
+        0,
+        0,
+        0,
+    ]

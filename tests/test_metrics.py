@@ -156,3 +156,36 @@ def test_calibration_error_of_hand_made_bins_where_some_are_fully_sure():
     # Bin of 0.98 and 1: 4 of 5 right, mean confidence 0.988. Bin of 0.7: 3 of 4 right.
     expected = 5 / 9 * abs(4 / 5 - 0.988) + 4 / 9 * abs(3 / 4 - 0.7)
     assert metrics.calibration_error(chances, y) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+@pytest.mark.parametrize("members", [1, 5])
+def test_joint_outputs_predict_the_mean_of_the_members_predictions(task, members):
+    outputs = 3 * torch.randn(
+        members, 40, 4 if task == "multiclass" else 1, generator=generator(1), dtype=torch.float64
+    )
+    each = torch.stack([metrics.predictions(own, task) for own in outputs])
+    torch.testing.assert_close(metrics.predictions(metrics.joint(outputs, task), task), each.mean(0))
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+def test_loss_of_a_stack_is_that_of_each_member_with_its_own_smoothing(task):
+    draws = generator(2)
+    outputs = torch.randn(3, 20, 4 if task == "multiclass" else 1, generator=draws)
+    y = torch.randn(20, generator=draws) if task == "regression" else torch.randint(2, (20,), generator=draws)
+    smoothing = [0.0, 0.1, 0.3] if task != "regression" else [0.0] * 3
+    together = metrics.loss(outputs, y, task, torch.tensor(smoothing).view(-1, 1))
+    for k in range(3):
+        torch.testing.assert_close(together[k], metrics.loss(outputs[k], y, task, smoothing[k]))
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+def test_row_scores_average_to_the_headline_metric(task):
+    draws = generator(3)
+    outputs = torch.randn(50, 4 if task == "multiclass" else 1, generator=draws)
+    y = torch.randn(50, generator=draws) if task == "regression" else torch.randint(2, (50,), generator=draws)
+    mean = float(metrics.row_scores(outputs, y, task).mean())
+    scores = metrics.score(metrics.predictions(outputs, task), y, task)
+    assert (mean**0.5 if task == "regression" else mean) == pytest.approx(
+        scores["rmse" if task == "regression" else "accuracy"]
+    )

@@ -8,10 +8,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Metric, Run
+from mlflow.exceptions import MlflowException
 
 from pipeline import config, tracking
 from pipeline.errors import UserError
@@ -136,3 +138,70 @@ def test_a_dead_server_is_named_within_seconds_and_without_its_password(
     assert time.monotonic() - started < 60
     assert "127.0.0.1:9" in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------------------ writer
+
+
+class Client:
+    """Stands in for MLflow's: keeps what it is sent, and when."""
+
+    sent: ClassVar[list[tuple[float, str, int]]] = []
+
+    def log_batch(self, run_id: str, metrics: list[Metric]) -> None:
+        self.sent.append((time.monotonic(), run_id, len(metrics)))
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> type[Client]:
+    monkeypatch.setattr(Client, "sent", [])
+    monkeypatch.setattr(tracking, "MlflowClient", Client)
+    return Client
+
+
+def numbers(n: int) -> list[Metric]:
+    return [Metric("val/loss", 0.5, 0, step) for step in range(n)]
+
+
+def test_what_is_logged_quickly_is_sent_at_most_once_in_a_while_and_all_of_it(
+    client: type[Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "SECONDS_BETWEEN_WRITES", 0.2)
+    writer = tracking.Writer()
+    start = time.monotonic()
+    for _ in range(50):
+        writer.metrics("run", numbers(3))
+        time.sleep(0.01)
+    took = time.monotonic() - start
+    assert len(client.sent) <= 1 + took / 0.2 + 1
+    writer.close()
+    assert sum(n for _, _, n in client.sent) == 150
+
+
+def test_logging_waits_for_no_server_and_closing_does(client: type[Client], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Client, "log_batch", lambda *_, **__: time.sleep(0.5))
+    writer, start = tracking.Writer(), time.monotonic()
+    writer.metrics("run", numbers(1))
+    assert time.monotonic() - start < 0.2
+    writer.close()
+    assert time.monotonic() - start > 0.4
+
+
+def test_a_call_takes_no_more_metrics_than_mlflow_does(client: type[Client]) -> None:
+    writer = tracking.Writer()
+    writer.metrics("one", numbers(2500))
+    writer.metrics("two", numbers(1))
+    writer.close()
+    assert sum(n for _, run, n in client.sent if run == "one") == 2500
+    assert max(n for _, _, n in client.sent) <= tracking.MAX_METRICS
+    assert ("two", 1) in [(run, n) for _, run, n in client.sent]
+
+
+def test_an_error_of_the_writer_is_raised_when_it_is_closed() -> None:
+    def broken() -> None:
+        raise MlflowException("the database is gone")
+
+    writer = tracking.Writer()
+    writer.call(broken)
+    with pytest.raises(MlflowException, match="the database is gone"):
+        writer.close()
