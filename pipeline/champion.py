@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pipeline.bundle import Bundle
 from pipeline.config import Config, Register, Task, Transfer, lower_is_better, task_metrics, without_secret
 from pipeline.errors import UserError
+from pipeline.metrics import shown
 
 CARD = """# {name}
 
 A PyTorch network that predicts {target} ({what}) from {n_features} columns of a table. Chosen among {candidates} for its
-{metric} of {score:.5g}.
+{metric} of {score}.
 
 ## Data
 
@@ -98,7 +99,7 @@ def model_card(
     data, target, rows = config.data, bundle.target, bundle.schema.rows
     classes = f"{target.task}: {', '.join(map(str, target.classes[:10]))}" if target.classes else "regression"
     table = [
-        [name, f"{score:.5g}", *(f"{found[key]:.5g}" if key in found else "" for key in (name, f"constant.{name}"))]
+        [name, shown(score), *(shown(found[key]) if key in found else "" for key in (name, f"constant.{name}"))]
         for name, score in scores.items()
         for found in [baseline]
     ]
@@ -110,7 +111,7 @@ def model_card(
         candidates="the trained, the searched and the fine-tuned network",
         metric=choice.metric,
         calibrated="The probabilities are as good as their calibration error (`ece`) says. " if target.classes else "",
-        score=choice.score,
+        score=shown(choice.score),
         source=_cell(without_secret(data.source)),
         rows=", ".join(f"{name} {n:,}" for name, n in rows.items()),
         split=f"{data.split.train:g} / {data.split.val:g} / {data.split.test:g} by {_cell(data.split.by)}",

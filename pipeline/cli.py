@@ -81,6 +81,7 @@ def show() -> None:
     from rich.table import Table
 
     from pipeline.evaluation import load_scores
+    from pipeline.metrics import shown
 
     settings = config.load()
     metric = config.task_metrics(settings.data.task)[0]
@@ -94,7 +95,7 @@ def show() -> None:
         if key.startswith("constant.")
     }
     for name, scores in rows.items():
-        table.add_row(name, *(f"{scores[column]:.5g}" if column in scores else "-" for column in columns))
+        table.add_row(name, *(shown(scores[column]) if column in scores else "-" for column in columns))
     out = Console()
     out.print(table)
     out.print(

@@ -150,7 +150,7 @@ def _calibration(predicted: Tensor, y: Tensor) -> pd.DataFrame:
 
 def summary(name: str, scores: Mapping[str, float]) -> str:
     """The test scores of a model in a line."""
-    shown = {
+    listed = {
         key: score for key, score in scores.items() if key.startswith(("test.", "transfer.")) and ".val." not in key
     }
-    return f"{name}: " + "  ".join(f"{key} {score:.4f}" for key, score in shown.items())
+    return f"{name}: " + "  ".join(f"{key} {metrics.shown(score)}" for key, score in listed.items())

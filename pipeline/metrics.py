@@ -78,6 +78,11 @@ def headline(mean: Tensor, target: Target) -> dict[str, Tensor]:
     return {"train_rmse": target.std * mean.sqrt()} if target.task == "regression" else {"train_accuracy": mean}
 
 
+def shown(score: float) -> str:
+    """A score as a person reads it: four decimals, or three digits where it is too small for them."""
+    return f"{score:.4f}" if abs(score) >= 0.001 or score == 0 else f"{score:.3g}"
+
+
 def score_outputs(outputs: Tensor, y: Tensor, target: Target) -> dict[str, float]:
     """`score` of raw outputs [n, n_outputs]."""
     return score(predictions(outputs, target.task), y, target.task, target.std)

@@ -44,7 +44,7 @@ JUDGEMENT = {
     "figures": {"files"},
     "evaluation": {"data", "errors", "figures", "files", "metrics", "schema"},
     "baseline": {"preprocessing", "schema"},
-    "champion": {"bundle", "config", "errors"},
+    "champion": {"bundle", "config", "errors", "metrics"},
 }
 EDGE = {"tracking": {"config", "console", "errors"}, "serving": {"bundle"}}
 MAY_IMPORT = GROUND | TABLE | NETWORK | JUDGEMENT | EDGE
