@@ -178,7 +178,7 @@ def _train_epoch(
     factors = [lr_factor((epoch - 1) * steps + step, steps * settings.n_epochs, settings) for step in range(steps)]
     lrs = column([[member.settings.lr] for member in members]) * column(factors).view(-1, 1, 1)
     shares = column(mixup_shares(settings.augment.mixup, steps, draws.keys))
-    losses, scores, norms = (torch.zeros(size, device=device, dtype=train.x_num.dtype) for _ in range(3))
+    losses, scores, norms = (torch.zeros(size, device=device, dtype=torch.float64) for _ in range(3))
 
     for step, rows in enumerate(draws.order(len(train)).split(settings.rows_a_step, 1)):
         batch = train.take(rows)
