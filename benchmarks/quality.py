@@ -6,7 +6,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ def ours(table: Table, settings: Config) -> dict[str, float]:
     return evaluate([member.fitted for member in members], table.splits["test"], table.schema.target)
 
 
-def on_flights() -> list[Row]:
+def on_flights() -> Iterator[Row]:
     """Five random splits; what learns until its validation rows say so has those of the split."""
     contestants: dict[str, Callable[[int, Table], float]] = {
         "ours, default": lambda seed, table: ours(table, table.config)["accuracy"],
@@ -53,7 +53,6 @@ def on_flights() -> list[Row]:
         "MLPClassifier": sklearn_network,
         f"TabM, {TABM_MINUTES:g} minutes": lambda seed, table: competitors.tabm(table, seed, TABM_MINUTES)["accuracy"],
     }
-    rows = []
     for name, contestant in contestants.items():
         seeds = range(1 if name.startswith("TabM") else SEEDS)  # ten minutes each are enough of everybody's time
         scores, seconds = [], []
@@ -62,17 +61,15 @@ def on_flights() -> list[Row]:
             start = time.perf_counter()
             scores.append(contestant(seed, table))
             seconds.append(time.perf_counter() - start)
-        rows.append(
-            {
-                "name": name,
-                "accuracy": statistics.mean(scores),
-                "sd": statistics.stdev(scores) if len(scores) > 1 else 0.0,
-                "seconds": statistics.median(seconds),
-                "scores": scores,
-            }
-        )
-        print("| {name} | {accuracy:.4f} | {sd:.4f} | {seconds:.0f} |".format(**rows[-1]), len(scores), flush=True)
-    return rows
+        row = {
+            "name": name,
+            "accuracy": statistics.mean(scores),
+            "sd": statistics.stdev(scores) if len(scores) > 1 else 0.0,
+            "seconds": statistics.median(seconds),
+            "scores": scores,
+        }
+        print("| {name} | {accuracy:.4f} | {sd:.4f} | {seconds:.0f} |".format(**row), len(scores), flush=True)
+        yield row
 
 
 def textbook_preset(seed: int) -> float:
@@ -109,9 +106,8 @@ def text_columns(x: pd.DataFrame) -> list[str]:
 SMALL = {"breast_cancer": "binary", "wine": "multiclass", "digits": "multiclass", "diabetes": "regression"}
 
 
-def on_small_tables() -> list[Row]:
+def on_small_tables() -> Iterator[Row]:
     """Repeated stratified 5-fold cross-validation; of the training rows ours keeps a tenth to validate on."""
-    rows = []
     for name, task in SMALL.items():
         table = datasets.read(f"sklearn:{name}", Csv())
         y = table["target"]
@@ -134,12 +130,12 @@ def on_small_tables() -> list[Row]:
         best = max(statistics.mean(scores[label]) for label in ("MLP", "HistGradientBoosting"))
         error = statistics.stdev(scores["ours, default"]) / math.sqrt(len(scores["MLP"]))
         behind = (best - statistics.mean(scores["ours, default"])) / error
-        rows.append({"name": name, "metric": "R²" if regression else "accuracy", "behind": behind, "scores": scores})
+        row = {"name": name, "metric": "R²" if regression else "accuracy", "behind": behind, "scores": scores}
         shown = " | ".join(
             f"{statistics.mean(s):.4f} ± {statistics.stdev(s) / math.sqrt(len(s)):.4f}" for s in scores.values()
         )
-        print(f"| {name} | {rows[-1]['metric']} | {shown} | {behind:+.1f} |", flush=True)
-    return rows
+        print(f"| {name} | {row['metric']} | {shown} | {behind:+.1f} |", flush=True)
+        yield row
 
 
 def ours_on_fold(table: pd.DataFrame, source: str, task: str, train: np.ndarray, test: np.ndarray, seed: int) -> float:
@@ -160,11 +156,15 @@ def ours_on_fold(table: pd.DataFrame, source: str, task: str, train: np.ndarray,
 def main() -> None:
     torch.set_num_threads(2)
     path = HERE / "quality.json"
-    parts: dict[str, Callable[[], list[Row]]] = {"small": on_small_tables, "flights": on_flights}
+    parts: dict[str, Callable[[], Iterator[Row]]] = {"small": on_small_tables, "flights": on_flights}
     results = json.loads(path.read_text()) if path.exists() and sys.argv[1:] else {}
     for name in sys.argv[1:] or parts:
-        results[name] = parts[name]()
-        files.write_json(path, json.loads(json.dumps(results), parse_float=lambda text: float(f"{float(text):.5g}")))
+        results[name] = []
+        for row in parts[name]():
+            results[name].append(row)
+            files.write_json(
+                path, json.loads(json.dumps(results), parse_float=lambda text: float(f"{float(text):.5g}"))
+            )
 
 
 if __name__ == "__main__":

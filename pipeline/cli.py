@@ -38,6 +38,8 @@ def predict(model: Path, table: str, output: Path) -> None:
     """Read raw columns, write `prediction` and the probabilities, a row each and in their order."""
     if output.suffix not in (".parquet", ".csv"):
         raise UserError(f"--output must end in .parquet or .csv, got {output}")
+    if "://" not in table and not Path(table).is_file():
+        raise UserError(f"{table} is no file: predict takes a path or a URL")
     import pandas as pd
 
     from pipeline import datasets, files, schema

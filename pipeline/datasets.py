@@ -24,7 +24,7 @@ from pipeline.schema import canonical
 RAW_TABLE = Path("data/raw/table.parquet")
 RAW_TRANSFER = Path("data/raw/transfer.parquet")
 SOURCE_FOLDER = Path("data/source")
-_SUFFIXES = {".csv": None, ".tsv": None, ".txt": None, ".parquet": None}
+_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
 csv.field_size_limit(2**31 - 1)  # a long text is an honest cell
 _DELIMITERS = ",;\t|"
 

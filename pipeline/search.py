@@ -272,7 +272,8 @@ def workers(work: Work, n: int | None) -> Iterator[Runner]:
     To be entered before other threads start: the processes are forks, which share the tables with this one. With one
     process, or on a GPU, the work is done here.
     """
-    n = n or len(os.sched_getaffinity(0))
+    # Not every system can say which cores are this process's own.
+    n = n or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
