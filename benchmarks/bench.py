@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from benchmarks import competitors
 from benchmarks.competitors import TEXTBOOK, timed
@@ -57,7 +58,8 @@ def one_epoch() -> list[Row]:
         "scikit-learn MLPClassifier": lambda: competitors.sklearn_epoch(x_numpy, y_numpy, hidden, batch_size),
         "Lightning": lambda: competitors.lightning_epoch(x, y, hidden, batch_size),
     }
-    times = interleaved(contestants)
+    with threadpool_limits(1):  # NumPy's too: everybody has one thread
+        times = interleaved(contestants)
     wanted = {
         "bare loop over the same tensors": "<= 1.1x its time",
         "textbook loop with DataLoader": ">= 5x",
