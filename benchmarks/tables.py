@@ -50,7 +50,6 @@ def configured(source: str, target: str, task: str, seed: int = 0, **leaves: Any
         "data": {"source": source, "target": target, "task": task},
         "search": {"space": {"train.lr": {"low": 1e-3, "high": 1e-2, "log": True}}},
         "register": {"name": "measured", "metric": "val.loss", "minimum": 0.0},
-        **{},
     }
     leaves = {"train__overfit": None, **leaves}
     flat = {name.replace("__", "."): value for name, value in leaves.items()}

@@ -14,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -274,11 +275,9 @@ def workers(work: Work, n: int | None) -> Iterator[Runner]:
     """
     # Not every system can say which cores are this process's own.
     n = n or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     try:
         if n == 1 or work.train.y.is_cuda:
-            yield lambda stacks, until: (work(stack, until) for stack in stacks)
+            yield partial(_one_after_another, work)
             return
         with ProcessPoolExecutor(n, multiprocessing.get_context("fork"), _begin, (work, os.getpid())) as pool:
             pool.submit(_work, [], 0).result()  # forks now
@@ -293,6 +292,15 @@ def workers(work: Work, n: int | None) -> Iterator[Runner]:
             yield run
     except BrokenProcessPool:
         raise UserError("search: a worker process was killed; if memory was short, lower search.workers") from None
+
+
+def _one_after_another(work: Work, stacks: Stacks, until: int) -> Iterator[list[Contender]]:
+    """The trials in this process, on one thread as in a worker; what follows has its threads again."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for stack in stacks:
+            yield work(stack, until)
     finally:
         torch.set_num_threads(threads)
 

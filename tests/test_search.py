@@ -276,6 +276,26 @@ def test_stacks_are_the_narrower_the_larger_a_network_is(batch_size, hidden, wid
     assert stack_width(configured(train__batch_size=batch_size, model__hidden=hidden)) == width
 
 
+def test_trials_take_one_thread_and_what_follows_has_its_threads_again():
+    of = samples.sample("iris")
+    seen = []
+
+    class Asked(Work):
+        def __call__(self, stack, until):
+            seen.append(torch.get_num_threads())
+            return super().__call__(stack, until)
+
+    torch.set_num_threads(2)
+    try:
+        for n in (1, 2):
+            with workers(Asked(of.train, of.val, of.schema), n) as run:
+                search(configured(n_trials=2), run)
+                assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert set(seen) == {1}
+
+
 class Deadly(Work):
     def __call__(self, stack, until):
         os.kill(os.getpid(), signal.SIGKILL)
