@@ -24,9 +24,9 @@ from threadpoolctl import threadpool_limits
 from benchmarks import competitors
 from benchmarks.competitors import TEXTBOOK, timed
 from benchmarks.tables import Table, configured, flights, synthetic
-from pipeline import files
-from pipeline.config import Config
+from pipeline import config, files
 from pipeline.search import Search, Work, search, workers
+from pipeline.settings import Config
 from pipeline.training import fit, new_members
 
 HERE = Path(__file__).parent
@@ -135,8 +135,8 @@ def pruning() -> list[Row]:
     for seed in range(5):
         common = {**TEXTBOOK, "search.space": SPACE, "search__n_trials": 32, "search__epochs": 6}
         table = flights(seed, **common, train__epochs=6, train__batch_size=128, model__hidden=[128, 64])
-        settings = table.config.replace({"search.rows": 20_000})
-        whole = settings.replace({"search.reduction": None})
+        settings = config.replaced(table.config, {"search.rows": 20_000})
+        whole = config.replaced(settings, {"search.reduction": None})
         found, seconds = {}, {}
         for name, asked in (("pruned", settings), ("whole", whole)):
             start = time.perf_counter()

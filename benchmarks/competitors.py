@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.tables import Table
-from pipeline.config import Config
 from pipeline.data import generator
 from pipeline.model import bin_edges, build_network
+from pipeline.settings import Config
 
 LR, MOMENTUM, DECAY, DROPOUT = 0.05, 0.9, 1e-5, 0.1
 TEXTBOOK = {

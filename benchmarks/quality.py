@@ -23,7 +23,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from benchmarks import competitors
 from benchmarks.tables import Table, configured, flights, made_ready
 from pipeline import datasets, files
-from pipeline.config import Config, Csv
+from pipeline.settings import Config, Csv
 from pipeline.training import evaluate, fit, new_members
 
 HERE = Path(__file__).parent

@@ -11,10 +11,10 @@ from sklearn.datasets import make_classification
 from torch import Tensor
 
 from pipeline import config, datasets
-from pipeline.config import Config, Csv
 from pipeline.data import TabularData
 from pipeline.preparation import prepare
 from pipeline.schema import Schema
+from pipeline.settings import Config, Csv
 
 FLIGHTS = ["month", "day", "hour", "minute", "dep_delay", "distance", "carrier", "origin", "dest"]
 

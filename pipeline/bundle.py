@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from pipeline import files, metrics, schema
 from pipeline.calibration import fit_temperature
-from pipeline.config import Model
 from pipeline.data import TabularData
 from pipeline.errors import UserError
 from pipeline.model import build_network
 from pipeline.preprocessing import Preprocessor, fitted_names
 from pipeline.schema import Schema, Target
+from pipeline.settings import Model
 from pipeline.training import Epoch, predict
 
 WEIGHTS, DESCRIPTION, HISTORY = "model.safetensors", "model.json", "history.csv"

@@ -5,7 +5,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from pipeline import metrics
-from pipeline.config import Task
+from pipeline.settings import Task
 
 LOWEST, HIGHEST = 0.05, 20.0  # of a temperature
 

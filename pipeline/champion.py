@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.bundle import Bundle
-from pipeline.config import Config, Register, Task, Transfer, lower_is_better, task_metrics, without_secret
 from pipeline.errors import UserError
 from pipeline.metrics import shown
+from pipeline.settings import Config, Register, Task, Transfer, lower_is_better, task_metrics, without_secret
 
 CARD = """# {name}
 

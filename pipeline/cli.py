@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pipeline import config, console
 from pipeline.errors import UserError
+from pipeline.settings import Csv, task_metrics
 
 ROWS = 65_536  # predicted at a time
 
@@ -46,7 +47,7 @@ def predict(model: Path, table: str, output: Path) -> None:
     from pipeline.bundle import load_bundle
 
     bundle = load_bundle(model)
-    raw = datasets.read_file(table, config.Csv() if not config.PATH.exists() else config.load().data.csv)
+    raw = datasets.read_file(table, Csv() if not config.PATH.exists() else config.load().data.csv)
     checked = schema.check(raw, bundle.schema, table)
     for column, counts in schema.unseen(checked, bundle.schema).items():
         values = ", ".join(repr(value) for value in counts.index[:3]) + (", …" if len(counts) > 3 else "")
@@ -86,7 +87,7 @@ def show() -> None:
     from pipeline.metrics import shown
 
     settings = config.load()
-    metric = config.task_metrics(settings.data.task)[0]
+    metric = task_metrics(settings.data.task)[0]
     columns = [f"{domain}.{name}" for domain in ("test", "transfer") for name in (metric, "loss")]
     table = Table("model", *columns)
     rows = {name: load_scores(Path("reports") / name) for name in ("baseline", "train", "search", "finetune")}

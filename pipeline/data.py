@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from pipeline import files
-from pipeline.config import Split
 from pipeline.errors import UserError
 from pipeline.schema import canonical, known_date_format
+from pipeline.settings import Split
 
 PREPARED = Path("data/prepared")
 SPLITS = ("train", "val", "test")

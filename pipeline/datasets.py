@@ -17,9 +17,9 @@ from typing import IO
 import pandas as pd
 
 from pipeline import files
-from pipeline.config import Csv, without_secret
 from pipeline.errors import UserError
 from pipeline.schema import canonical
+from pipeline.settings import Csv, without_secret
 
 RAW_TABLE = Path("data/raw/table.parquet")
 RAW_TRANSFER = Path("data/raw/transfer.parquet")

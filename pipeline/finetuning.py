@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from pipeline.bundle import Bundle
-from pipeline.config import Config, Finetune, Train
 from pipeline.data import generator
 from pipeline.model import build_network, edges_of, freeze, replace_output
 from pipeline.schema import Target
+from pipeline.settings import Config, Finetune, Train
 from pipeline.training import Member, member_seeds
 
 

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.functional import classification, regression
 
-from pipeline.config import Task
 from pipeline.schema import Target
+from pipeline.settings import Task
 
 CALIBRATION_BINS = 15
 

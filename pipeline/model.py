@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import Model
 from pipeline.errors import UserError
 from pipeline.schema import Schema
+from pipeline.settings import Model
 
 ROWS_A_BIN = 16
 UNIFORM_RANGE = 0.05  # init: uniform draws weights from [-0.05, 0.05]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pipeline.config import Train
+from pipeline.settings import Train
 
 State = dict[str, Tensor]  # what an optimiser remembers of one network, by name, each [P]
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8

@@ -9,11 +9,11 @@ import torch
 
 from pipeline import files, preprocessing
 from pipeline import schema as schemas
-from pipeline.config import Data, Transfer
 from pipeline.data import PREPARED, TabularData, save_split, split_rows
 from pipeline.errors import UserError
 from pipeline.preprocessing import Preprocessor
 from pipeline.schema import Schema, Target, canonical, canonical_value
+from pipeline.settings import Data, Transfer
 
 MAX_SHOWN = 30  # columns of a kind that are printed
 

@@ -10,8 +10,8 @@ import pandas as pd
 from pandas.api import types as dtypes
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.config import Data, Scalar, Task
 from pipeline.errors import UserError
+from pipeline.settings import Data, Scalar, Task
 
 Kind = Literal["numeric", "categorical", "datetime", "drop"]
 Part = Literal["date", "time"]

@@ -27,10 +27,11 @@ from optuna.trial import TrialState
 from torch import Tensor
 
 from pipeline import metrics
-from pipeline.config import Config, Space, is_whole, lower_is_better, task_metrics
+from pipeline.config import replaced
 from pipeline.data import TabularData, generator
 from pipeline.errors import UserError
 from pipeline.schema import Schema, Target
+from pipeline.settings import Config, Space, is_whole, lower_is_better, task_metrics
 from pipeline.training import OWN, Epoch, Member, fit, new_members
 
 FANOVA_TREES = 16  # a quarter of Optuna's default, which takes longer than a search of small networks
@@ -136,7 +137,7 @@ def search(config: Config, run: Runner, on_trial: Callable[[Trial], object] = la
             }
         ended = []
         for contender, state in _halving(
-            [Contender(n, config.replace(drawn[n] | {"model.ensemble": 1})) for n in drawn], config, run, metric
+            [Contender(n, replaced(config, drawn[n] | {"model.ensemble": 1})) for n in drawn], config, run, metric
         ):
             best_epoch = contender.progress["best_epoch"] if state != "failed" else None
             score = contender.history[best_epoch - 1][metric] if best_epoch else None

@@ -29,8 +29,9 @@ from mlflow.exceptions import MlflowException
 from ruamel.yaml import YAML
 
 from pipeline import console
-from pipeline.config import Config, Tracking, flatten, without_secret
+from pipeline.config import flatten
 from pipeline.errors import UserError
+from pipeline.settings import Config, Tracking, without_secret
 
 MAX_METRICS, MAX_PARAMS, MAX_VALUE = 1000, 100, 6000  # what MLflow takes in a call, and in a param
 SECONDS_BETWEEN_WRITES = 1.0

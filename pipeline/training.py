@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import metrics
-from pipeline.config import Config, Train
 from pipeline.data import TabularData, generator
 from pipeline.errors import DivergedError, UserError
 from pipeline.model import bin_edges, build_network, edges_of
 from pipeline.optimizers import Optimizer, State
 from pipeline.schema import Schema, Target
+from pipeline.settings import Config, Train
 from pipeline.stack import Stack
 
 PREDICT_ROWS = 8192

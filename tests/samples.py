@@ -11,12 +11,12 @@ from torch import nn
 
 from pipeline import config, datasets
 from pipeline.bundle import Bundle
-from pipeline.config import Config, Csv, Data, Model, Task, Train
 from pipeline.data import TabularData, generator
 from pipeline.model import bin_edges, build_network
 from pipeline.preparation import prepare
 from pipeline.preprocessing import Preprocessor
 from pipeline.schema import Schema, Target
+from pipeline.settings import Config, Csv, Data, Model, Task, Train
 from pipeline.training import Member, OnEpoch, fit
 
 torch.set_num_threads(1)

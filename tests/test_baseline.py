@@ -6,8 +6,8 @@ from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostin
 
 from pipeline import metrics
 from pipeline.baseline import Trees, constant_outputs
-from pipeline.config import Data
 from pipeline.schema import Target
+from pipeline.settings import Data
 from tests import samples
 
 

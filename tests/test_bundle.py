@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from pipeline import files
 from pipeline.bundle import DESCRIPTION, HISTORY, WEIGHTS, load_bundle, save_bundle
-from pipeline.config import Data
 from pipeline.errors import UserError
+from pipeline.settings import Data
 from pipeline.training import predict
 from tests import samples
 

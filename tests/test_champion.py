@@ -4,8 +4,8 @@ import pytest
 from markdown_it import MarkdownIt
 
 from pipeline.champion import choose, model_card
-from pipeline.config import Data, Register
 from pipeline.errors import UserError
+from pipeline.settings import Data, Register
 from tests import samples
 
 SCORES = {

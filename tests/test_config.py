@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 
 from pipeline import config
 from pipeline.errors import UserError
+from pipeline.settings import STRONG, Config, Model, Train
 
 SHIPPED = (Path(__file__).parent.parent / "params.yaml").read_text(encoding="utf-8")
 VALUES = YAML(typ="safe", pure=True).load(SHIPPED)
@@ -48,7 +49,7 @@ def line_of(path: Path, text: str) -> str:
 
 def test_shipped_parameters_load_as_written(params):
     loaded = config.load(params())
-    expected = config.nest({n: config.STRONG[n] if v == "preset" else v for n, v in config.flatten(VALUES).items()})
+    expected = config.nest({n: STRONG[n] if v == "preset" else v for n, v in config.flatten(VALUES).items()})
     expected["search"]["space"] = VALUES["search"]["space"]  # whose names have dots of their own
     assert loaded.model_dump(mode="json", by_alias=True, exclude_unset=True) == expected
 
@@ -56,21 +57,21 @@ def test_shipped_parameters_load_as_written(params):
 def test_left_out_sections_get_defaults():
     needed = {key: VALUES[key] for key in ("data", "search", "register")}
     loaded = config.from_mapping({**needed, "train": {"preset": "textbook"}})
-    assert (loaded.seed, loaded.model, loaded.train) == (42, config.Model(), config.Train(preset="textbook"))
+    assert (loaded.seed, loaded.model, loaded.train) == (42, Model(), Train(preset="textbook"))
 
 
 def test_the_word_preset_and_a_missing_value_stand_for_those_of_the_preset():
     for written in ({}, {"train": {}}, {"train": {"lr": "preset"}, "model": {"ensemble": "preset"}}):
         loaded = config.from_mapping({**{key: VALUES[key] for key in ("data", "search", "register")}, **written})
         found = config.flatten(loaded.model_dump(mode="json"))
-        assert {name: found[name] for name in config.STRONG} == config.STRONG
+        assert {name: found[name] for name in STRONG} == STRONG
     textbook = config.flatten(config.from_mapping({**VALUES, "train": {"preset": "textbook"}}).model_dump(mode="json"))
     defaults = {
-        **config.flatten({"model": config.Model().model_dump(mode="json")}),
-        **config.flatten({"train": config.Train().model_dump(mode="json")}),
+        **config.flatten({"model": Model().model_dump(mode="json")}),
+        **config.flatten({"train": Train().model_dump(mode="json")}),
         "data.scaling": "standard",
     }
-    assert {name: textbook[name] for name in config.STRONG} == {name: defaults[name] for name in config.STRONG}
+    assert {name: textbook[name] for name in STRONG} == {name: defaults[name] for name in STRONG}
 
 
 @pytest.mark.parametrize("preset", ["textbook", "strong"])
@@ -84,9 +85,9 @@ def test_a_written_value_wins_over_the_preset(preset):
     [(2, 16, 2000), (142, 16, 223), (1437, 16, 23), (20_000, 128, 20), (10**6, 512, 20)],
 )
 def test_auto_sizes_follow_the_number_of_rows(n_rows, batch_size, epochs):
-    auto = config.Train(batch_size="auto", epochs="auto").sized(n_rows)
+    auto = Train(batch_size="auto", epochs="auto").sized(n_rows)
     assert (auto.rows_a_step, auto.n_epochs) == (batch_size, epochs)
-    assert config.Train(batch_size=7, epochs=3).sized(n_rows) == config.Train(batch_size=7, epochs=3)
+    assert Train(batch_size=7, epochs=3).sized(n_rows) == Train(batch_size=7, epochs=3)
 
 
 @pytest.mark.parametrize(
@@ -255,11 +256,12 @@ def test_missing_file_folder_and_other_encoding_are_told(tmp_path):
 
 def test_replace_changes_the_named_values_alone(params):
     loaded = config.load(params())
-    changed = loaded.replace({"train.lr": 0.2, "model.hidden": [8], "data.transfer": None})
+    changed = config.replaced(loaded, {"train.lr": 0.2, "model.hidden": [8], "data.transfer": None})
     assert (changed.train.lr, changed.model.hidden, changed.data.transfer) == (0.2, (8,), None)
     assert (
-        changed.replace({name: LEAVES[name] for name in ("train.lr", "model.hidden")}).replace(
-            {"data.transfer.column": "origin", "data.transfer.values": ["LGA"]}
+        config.replaced(
+            config.replaced(changed, {name: LEAVES[name] for name in ("train.lr", "model.hidden")}),
+            {"data.transfer.column": "origin", "data.transfer.values": ["LGA"]},
         )
         == loaded
     )
@@ -269,7 +271,7 @@ def test_replace_changes_the_named_values_alone(params):
 @pytest.mark.parametrize("values", [{"train.lr": -1.0}, {"train.nothing": 1}, {"seed": "x"}, {"model": 3}])
 def test_replace_checks_the_new_values(values):
     with pytest.raises(UserError, match=next(iter(values)).replace(".", r"\.")):
-        config.from_mapping(VALUES).replace(values)
+        config.replaced(config.from_mapping(VALUES), values)
 
 
 def test_adopt_keeps_everything_but_the_named_leaves(params):
@@ -286,7 +288,7 @@ def test_adopt_keeps_everything_but_the_named_leaves(params):
     ]
     new = {"train.lr": 0.125, "train.momentum": 0.5, "model.hidden": [32, 16]}
     assert config.flatten(YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))) == LEAVES | new
-    assert config.load(path) == config.from_mapping(VALUES).replace(new)
+    assert config.load(path) == config.replaced(config.from_mapping(VALUES), new)
 
 
 def test_adopt_changes_only_the_lines_of_its_leaves(params):
@@ -358,7 +360,7 @@ def loads_or_refuses(tmp_path_factory, text):
     path.write_text(text, encoding="utf-8")
     refused = ""
     try:
-        assert isinstance(config.load(path), config.Config)
+        assert isinstance(config.load(path), Config)
     except UserError as error:
         refused = str(error)
     assert len(refused.splitlines()) <= 1, repr(refused)

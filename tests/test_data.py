@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import data
-from pipeline.config import Split
 from pipeline.data import SPLITS, TabularData, split_rows
 from pipeline.errors import UserError
+from pipeline.settings import Split
 
 HALVES = Split(train=0.5, val=0.25, test=0.25)
 

@@ -19,8 +19,8 @@ import pytest
 import sklearn.datasets
 
 from pipeline import datasets
-from pipeline.config import Csv
 from pipeline.errors import UserError
+from pipeline.settings import Csv, without_secret
 
 TABLE = pd.DataFrame({"id": [1, 2, 3], "word": ["x", "é y", "z"], "size": [1.5, np.nan, -2.25]})
 
@@ -369,7 +369,7 @@ def test_scheme_that_no_library_knows_is_refused():
     ],
 )
 def test_address_is_shown_without_user_password_and_query(url, shown):
-    assert datasets.without_secret(url) == shown
+    assert without_secret(url) == shown
 
 
 # ----------------------------------------------------------------------------------------------------------- OpenML

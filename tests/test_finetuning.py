@@ -3,10 +3,10 @@ import copy
 import pytest
 import torch
 
-from pipeline.config import Finetune, Train
 from pipeline.errors import UserError
 from pipeline.finetuning import adapt, from_scratch, members, settings
 from pipeline.schema import Target
+from pipeline.settings import Finetune, Train
 from pipeline.training import fit
 from tests import samples
 

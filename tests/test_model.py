@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.config import Model
 from pipeline.data import generator
 from pipeline.errors import UserError
 from pipeline.model import (
@@ -18,6 +17,7 @@ from pipeline.model import (
     parameters,
     replace_output,
 )
+from pipeline.settings import Model
 from tests.samples import network, sample
 
 SIZES = [(3, (4, 2, 5)), (3, ()), (0, (4, 2)), (1, (3,))]

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import data as storage
-from pipeline.config import Data
 from pipeline.data import SPLITS, TabularData
 from pipeline.errors import UserError
 from pipeline.preparation import Prepared, describe, load_prepared, prepare
+from pipeline.settings import Data
 
 N = 200
 

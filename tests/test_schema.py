@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import schema as schemas
-from pipeline.config import Data
 from pipeline.errors import UserError
 from pipeline.schema import Column, Schema, Target
+from pipeline.settings import Data
 
 N = 100
 DAYS = pd.date_range("2019-12-20", periods=N)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pipeline import figures
+from pipeline.config import replaced
 from pipeline.data import generator
 from pipeline.errors import UserError
 from pipeline.search import Contender, Work, pack, rungs, search, stack_width, workers
@@ -66,7 +67,7 @@ def test_each_sampler_gives_as_many_trials_as_asked_for_inside_the_space_and_rep
     assert [trial.number for trial in found.trials] == list(range(12))
     for trial in found.trials:
         config = asked[trial.number]
-        assert config == configured(sampler, 12).replace(trial.params)
+        assert config == replaced(configured(sampler, 12), trial.params)
         assert 1e-4 <= config.train.lr <= 1e-1
         assert 0.5 <= config.train.momentum <= 0.9
         assert config.train.batch_size in range(8, 65)
@@ -204,7 +205,7 @@ def test_a_trial_is_trained_as_the_stage_train_would_on_the_rows_of_the_search()
     space = {"train.lr": {"low": 1e-3, "high": 1e-1, "log": True}}
     config = configured(n_trials=3, space=space, search__epochs=2, search__rows=40, search__reduction=None)
     for trial in real(config, of).trials:
-        asked = config.replace(trial.params)
+        asked = replaced(config, trial.params)
         rows = torch.randperm(len(of.train), generator=generator(config.seed, 0, 3))[:40].sort().values
         by_hand = samples.network(of, config.seed, **asked.model.model_dump())
         train = asked.train.model_copy(update={"epochs": 2, "patience": None})
@@ -226,7 +227,7 @@ def test_after_each_rung_the_best_third_goes_on_and_the_rest_is_pruned():
     found = search(configured(n_trials=20, search__epochs=6, search__reduction=3), made_up)
     epochs = {trial.number: len(trial.history) for trial in found.trials}
     assert sorted(epochs.values()) == [1] * 13 + [3] * 4 + [6] * 3
-    scores = {trial.number: score_of(configured().replace(trial.params)) for trial in found.trials}
+    scores = {trial.number: score_of(replaced(configured(), trial.params)) for trial in found.trials}
     ranked = sorted(scores, key=scores.get, reverse=True)
     assert {n for n in epochs if epochs[n] == 6} == set(ranked[:3])
     assert {n for n in epochs if epochs[n] == 3} == set(ranked[3:7])
@@ -241,7 +242,7 @@ def test_halving_leaves_the_survivors_as_they_would_be_without_it():
     space = {"train.lr": {"low": 1e-2, "high": 1e-1, "log": True}, "model.dropout": {"low": 0.0, "high": 0.4}}
     config = configured(n_trials=7, space=space, search__epochs=4)
     halved = real(config, of).trials
-    whole = real(config.replace({"search.reduction": None}), of).trials
+    whole = real(replaced(config, {"search.reduction": None}), of).trials
     assert {trial.state for trial in halved} == {"pruned", "complete"}
     for trial, alone in zip(halved, whole, strict=True):
         assert trial.params == alone.params
@@ -256,7 +257,7 @@ def test_neither_workers_nor_the_width_of_stacks_decide_a_result():
     pd.testing.assert_frame_equal(one.table(), three.table(), check_exact=True)
     assert one.trials == three.trials
     for width in (1, 2, 9):
-        other = real(config.replace({"search.stack": width}), of)
+        other = real(replaced(config, {"search.stack": width}), of)
         assert [t.state for t in other.trials] == [t.state for t in one.trials]
         for trial, same in zip(other.trials, one.trials, strict=True):
             assert list(trial.history) == [pytest.approx(row, rel=1e-4) for row in same.history]
@@ -265,7 +266,7 @@ def test_neither_workers_nor_the_width_of_stacks_decide_a_result():
 def test_stacks_hold_one_shape_each_and_no_more_than_the_width():
     config = configured()
     drawn = [{"model.hidden": [4 + n % 2], "train.lr": 0.01 * (n + 1)} for n in range(10)]
-    stacks = pack([Contender(n, config.replace(params)) for n, params in enumerate(drawn)], 3)
+    stacks = pack([Contender(n, replaced(config, params)) for n, params in enumerate(drawn)], 3)
     assert [[c.number for c in stack] for stack in stacks] == [[0, 2, 4], [6, 8], [1, 3, 5], [7, 9]]
 
 

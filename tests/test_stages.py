@@ -17,6 +17,7 @@ from ruamel.yaml import YAML
 from pipeline import config, console, tracking
 from pipeline.bundle import load_bundle
 from pipeline.errors import UserError
+from pipeline.settings import Section, task_metrics
 from tests.conftest import write_params
 from tests.imports import ROOT
 
@@ -101,7 +102,7 @@ def test_only_source_target_and_task_need_to_be_named(
         }
     )
     run_chain()
-    headline = config.task_metrics(task)[0]  # type: ignore[arg-type]
+    headline = task_metrics(task)[0]  # type: ignore[arg-type]
     for model in ("baseline", "train", "search", "finetune"):
         assert {f"test.{headline}", "test.loss", f"val.{headline}"} <= set(scores(model))
     history = pd.read_csv("models/train/history.csv")
@@ -214,7 +215,7 @@ def test_a_stage_reads_no_parameter_that_dvc_does_not_watch(
     read: set[str] = set()
 
     class Recorder:
-        def __init__(self, section: config.Section, prefix: str = "") -> None:
+        def __init__(self, section: Section, prefix: str = "") -> None:
             self._section, self._prefix = section, prefix
 
         def __getattr__(self, name: str) -> Any:
@@ -223,7 +224,7 @@ def test_a_stage_reads_no_parameter_that_dvc_does_not_watch(
                 read.add(self._prefix.rstrip("."))
                 return value
             dotted = self._prefix + name.rstrip("_")
-            if isinstance(value, config.Section):
+            if isinstance(value, Section):
                 return Recorder(value, dotted + ".")
             read.add(dotted)
             return value

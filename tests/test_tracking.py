@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from pipeline import config, tracking
 from pipeline.errors import UserError
+from pipeline.settings import Tracking
 
 IRIS = {"data.source": "sklearn:iris", "data.target": "target", "data.task": "multiclass"}
 
@@ -34,8 +35,8 @@ def test_the_variable_wins_over_the_parameter_and_the_parameter_over_the_project
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("DVC_ROOT", "/repo")
-    assert tracking.tracking_uri(config.Tracking()) == "sqlite:////repo/mlflow.db"
-    named = config.Tracking(uri="http://127.0.0.1:9")
+    assert tracking.tracking_uri(Tracking()) == "sqlite:////repo/mlflow.db"
+    named = Tracking(uri="http://127.0.0.1:9")
     assert tracking.tracking_uri(named) == "http://127.0.0.1:9"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////other.db")
     assert tracking.tracking_uri(named) == "sqlite:////other.db"

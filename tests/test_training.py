@@ -10,10 +10,10 @@ from torch import nn
 
 from pipeline import metrics
 from pipeline.baseline import constant_outputs
-from pipeline.config import Overfit
 from pipeline.data import TabularData, generator
 from pipeline.errors import DivergedError, UserError
 from pipeline.model import freeze
+from pipeline.settings import Overfit
 from pipeline.stack import Stack
 from pipeline.training import class_weights, evaluate, gap, lr_factor, overfit_check, predict, use
 from tests import samples

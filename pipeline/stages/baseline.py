@@ -10,6 +10,7 @@ from pipeline.baseline import Trees, constant_outputs
 from pipeline.data import domains, load_rows, load_split
 from pipeline.datasets import load_raw
 from pipeline.preparation import load_prepared
+from pipeline.settings import task_metrics
 from pipeline.tracking import stage_run
 
 REPORT = Path("reports/baseline")
@@ -30,7 +31,7 @@ def main() -> None:
         trees = Trees(rows("source", "train"), y.numpy(), learned, target, seed=seed, threads=threads)
         judged = evaluation.evaluate(lambda *part: trees.outputs(rows(*part)), target, learned)
         constant = evaluation.evaluate(lambda *part: constant_outputs(y, len(rows(*part)), target), target, learned)
-        headlines = (config.task_metrics(target.task)[0], "loss")
+        headlines = (task_metrics(target.task)[0], "loss")
         judged.scores.update({f"constant.{k}": v for k, v in constant.scores.items() if k.split(".")[-1] in headlines})
         evaluation.save(REPORT, judged)
         run.log_metrics(judged.scores)

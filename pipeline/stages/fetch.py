@@ -1,6 +1,7 @@
 """A named source to data/raw/: the table as read."""
 
 from pipeline import config, console, datasets
+from pipeline.settings import without_secret
 from pipeline.tracking import stage_run
 
 
@@ -14,7 +15,7 @@ def main() -> None:
         for path, source in sources.items():
             table = datasets.read(source, data.csv)
             datasets.save_raw(table, path)
-            print(f"{config.without_secret(source)}: {len(table):,} rows, {len(table.columns):,} columns")
+            print(f"{without_secret(source)}: {len(table):,} rows, {len(table.columns):,} columns")
             run.log_metrics({f"{path.stem}.rows": len(table), f"{path.stem}.columns": len(table.columns)})
 
 

@@ -29,7 +29,7 @@ def main() -> None:
 
             found = search(settings, runner, on_trial)
 
-        best = settings.replace(found.best.params)
+        best = config.replaced(settings, found.best.params)
         print(f"best is {found.best.line()}; trained on all rows:")
         members = training.new_members(best, train, learned)
         with run.epochs("epoch", best.train.n_epochs) as on_epoch:
