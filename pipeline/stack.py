@@ -158,7 +158,9 @@ class _Threshold:
         self._scale = (2**16 / (2**16 - cut)).to(like)
 
     def mask(self, words: Tensor) -> Tensor:
-        return (words >= self._cut).to(self._scale.dtype).mul_(self._scale)
+        # Compared into numbers: torch compares into booleans, and converts them, at a tenth of the speed.
+        kept = torch.ge(words, self._cut, out=torch.empty(0, dtype=self._scale.dtype, device=words.device))
+        return kept.mul_(self._scale)
 
 
 def _chances(members: Sequence[nn.Sequential]) -> dict[str, list[float]]:
