@@ -27,16 +27,37 @@ def loss(
         return (outputs.squeeze(-1) - y).square().mean(-1)
     smooth = isinstance(smoothing, Tensor) or smoothing > 0
     if task == "multiclass":
-        logs = outputs.log_softmax(-1)
-        each = -logs.gather(-1, y.unsqueeze(-1)).squeeze(-1)
+        logs = outputs.mT.contiguous().log_softmax(-2)  # over rows side by side: a few classes take torch longer
+        each = -logs.gather(-2, y.unsqueeze(-2)).squeeze(-2)
         if smooth:
-            each = (1 - smoothing) * each - smoothing * logs.mean(-1)
+            each = (1 - smoothing) * each - smoothing * logs.mean(-2)
     else:
         goal = y.to(outputs.dtype)
         if smooth:
             goal = goal * (1 - smoothing) + smoothing / 2
         each = F.binary_cross_entropy_with_logits(outputs.squeeze(-1), goal, reduction="none")
     return each.mean(-1) if weights is None else (weights[y] * each).sum(-1) / weights[y].sum(-1)
+
+
+def loss_gradient(
+    outputs: Tensor, y: Tensor, task: Task, smoothing: float | Tensor = 0.0, weights: Tensor | None = None
+) -> Tensor:
+    """The derivative of `loss` by `outputs`, in their shape: what is predicted less what is true, by row."""
+    y = y.expand(outputs.shape[:-1])
+    share = torch.full_like(outputs[..., :1, 0], 1 / y.shape[-1])  # of a row in the mean, [..., 1 or B]
+    if weights is not None:
+        share = weights[y] / weights[y].sum(-1, keepdim=True)
+    if task == "regression":
+        return (2 * share * (outputs.squeeze(-1) - y)).unsqueeze(-1)
+    uniform = torch.as_tensor(smoothing, dtype=outputs.dtype, device=outputs.device)
+    if task == "binary":
+        goal = torch.lerp(y.to(outputs.dtype), torch.full_like(outputs[..., 0], 0.5), uniform)
+        return (share * (outputs.squeeze(-1).sigmoid() - goal)).unsqueeze(-1)
+    off = outputs.mT.contiguous().softmax(-2)
+    if isinstance(smoothing, Tensor) or smoothing > 0:
+        off -= uniform.unsqueeze(-1) / off.shape[-2]
+    true = (uniform - 1).expand_as(y).unsqueeze(-2)
+    return off.scatter_add_(-2, y.unsqueeze(-2), true).mul_(share.unsqueeze(-2)).mT
 
 
 def row_scores(outputs: Tensor, y: Tensor, task: Task) -> Tensor:

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import metrics
-from pipeline.data import TabularData, generator
+from pipeline.data import TabularData, batches, generator
 from pipeline.errors import DivergedError, UserError
+from pipeline.layers import Mixup
 from pipeline.model import bin_edges, build_network, edges_of
 from pipeline.optimizers import Optimizer, State
 from pipeline.schema import Schema, Target
-from pipeline.settings import Config, Train
+from pipeline.settings import Config, Task, Train
 from pipeline.stack import Stack
 
 PREDICT_ROWS = 8192
@@ -26,9 +27,22 @@ ONECYCLE_START, ONECYCLE_END = 1 / 25, 1e-4  # of the peak, at the first and the
 OWN = {"lr", "momentum", "weight_decay", "label_smoothing", "patience"}  # what the members of a stack may differ in
 
 Epoch = dict[str, float]  # one row of history.csv; "epoch" counts from 1
-Objective = Callable[[Tensor, Tensor], Tensor]  # outputs [K, B, n_outputs], y [K, B] to the mean losses [K]
 OnEpoch = Callable[[Epoch], object]  # gets the mean row of the members that trained; a true answer ends training
 Score = Callable[[Tensor, Tensor, Target], dict[str, float]]  # outputs [n, n_outputs], y [n] to metrics
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What the members of a stack make small: the loss, each with its own `smoothing` [K, 1] where there is any."""
+
+    task: Task
+    smoothing: float | Tensor
+    weights: Tensor | None
+
+    def __call__(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean losses [K] of outputs [K, B, n_outputs] for y [K or 1, B], and their gradients."""
+        terms = (outputs, y, self.task, self.smoothing, self.weights)
+        return metrics.loss(*terms), metrics.loss_gradient(*terms)
 
 
 @dataclass
@@ -167,32 +181,27 @@ def _train_epoch(
         stack.blocks, [m.settings for m in members], [m.memory for m in members], steps=(epoch - 1) * steps
     )
     column = partial(torch.tensor, dtype=train.x_num.dtype, device=device)
-    objective = partial(
-        metrics.loss,
-        task=target.task,
-        smoothing=column([[m.settings.label_smoothing] for m in members])
-        if any(m.settings.label_smoothing for m in members)
-        else 0.0,
-        weights=class_weights(train.y, target.n_outputs) if settings.class_weights else None,
+    smoothing = [m.settings.label_smoothing for m in members]
+    objective = Objective(
+        target.task,
+        column(smoothing).unsqueeze(1) if any(smoothing) else 0.0,
+        class_weights(train.y, target.n_outputs) if settings.class_weights else None,
     )
     factors = [lr_factor((epoch - 1) * steps + step, steps * settings.n_epochs, settings) for step in range(steps)]
     lrs = column([[member.settings.lr] for member in members]) * column(factors).view(-1, 1, 1)
     shares = column(mixup_shares(settings.augment.mixup, steps, draws.keys))
     losses, scores, norms = (torch.zeros(size, device=device, dtype=torch.float64) for _ in range(3))
 
-    for step, rows in enumerate(draws.order(len(train)).split(settings.rows_a_step, 1)):
-        batch = train.take(rows)
-        loss, outputs = _forward(stack, batch, settings, objective, draws, shares[step])
-        gradients = stack.gradients(loss.sum())
+    for step, batch in enumerate(batches(train, draws.order(len(train)), settings.rows_a_step)):
+        loss, outputs, gradients = _learn(stack, batch, settings, objective, draws, shares[step])
         norm = torch.stack([torch.linalg.vector_norm(gradient, dim=1) for gradient in gradients]).norm(dim=0)
         if settings.clip is not None:
             for gradient in gradients:
                 gradient.mul_((settings.clip / (norm + 1e-6)).clamp(max=1.0).unsqueeze(1))
         optimizer.step(gradients, lrs[step])
-        with torch.no_grad():
-            losses += loss * rows.shape[1]
-            scores += metrics.row_scores(outputs, batch.y, target.task).sum(1)
-            norms += norm
+        losses += loss * len(batch)
+        scores += metrics.row_scores(outputs, batch.y, target.task).sum(1)
+        norms += norm
 
     for member, state in zip(members, optimizer.states(), strict=True):
         member.memory = state
@@ -214,13 +223,11 @@ def shape_of(member: Member) -> tuple[object, ...]:
     return layers, edges, member.settings.model_dump_json(exclude=OWN)
 
 
-@torch.no_grad()
 def predict(networks: Sequence[nn.Sequential], data: TabularData) -> Tensor:
     """Raw outputs [K, n, n_outputs] of networks of one shape for the rows of `data`."""
     return _outputs(Stack(networks), data)
 
 
-@torch.no_grad()
 def _outputs(stack: Stack, data: TabularData) -> Tensor:
     chunks = zip(data.x_num.split(PREDICT_ROWS), data.x_cat.split(PREDICT_ROWS), strict=True)
     return torch.cat([stack(x_num.unsqueeze(0), x_cat.unsqueeze(0)) for x_num, x_cat in chunks], 1)
@@ -368,29 +375,23 @@ class Draws:
         return torch.stack([draw(draws) for draws in self._generators])
 
 
-def _forward(
+def _learn(
     stack: Stack, batch: TabularData, settings: Train, objective: Objective, draws: Draws, share: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The losses [K] of an augmented batch, and the outputs [K, B, n_outputs] they come from."""
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The losses [K] of an augmented batch, the outputs [K, B, n_outputs] they come from, and the gradients."""
     augment = settings.augment
     x_num, x_cat = batch.x_num, batch.x_cat
     if augment.noise:
         x_num = x_num + augment.noise * draws.normal(x_num)
     if augment.swap:
         x_num, x_cat = _swapped(x_num, augment.swap, draws), _swapped(x_cat, augment.swap, draws)
-    partner = draws.permutation(len(batch)) if augment.mixup else None
-    words = stack.dropout_words(len(batch), draws.dropout)
-    if partner is None:
-        outputs = stack(x_num, x_cat, words)
-        return objective(outputs, batch.y), outputs
-    # mixup (Zhang et al. 2018, eq. 1). The first layer is linear: mixing what comes out of it mixes the rows that go in.
-    whole = partner.expand(stack.size, -1).unsqueeze(2)
-
-    def mix(hidden: Tensor) -> Tensor:
-        return torch.lerp(hidden.gather(1, whole.expand_as(hidden)), hidden, share.view(-1, 1, 1))
-
-    outputs = stack(x_num, x_cat, words, mix)
-    return share * objective(outputs, batch.y) + (1 - share) * objective(outputs, batch.y.gather(1, partner)), outputs
+    mixup = Mixup(draws.permutation(len(batch)), share) if augment.mixup else None
+    outputs = stack(x_num, x_cat, stack.dropout_words(len(batch), draws.dropout), mixup)
+    loss, gradient = objective(outputs, batch.y)
+    if mixup is not None:
+        other_loss, other_gradient = objective(outputs, batch.y.gather(1, mixup.partner))
+        loss, gradient = torch.lerp(other_loss, loss, share), torch.lerp(other_gradient, gradient, share.view(-1, 1, 1))
+    return loss, outputs, stack.gradients(gradient)
 
 
 def mixup_shares(alpha: float, steps: int, keys: Sequence[tuple[int, int]]) -> np.ndarray:

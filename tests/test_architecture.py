@@ -28,8 +28,9 @@ NETWORK = {
     "metrics": {"schema", "settings"},
     "model": {"errors", "schema", "settings"},
     "optimizers": {"settings"},
-    "stack": {"model"},
-    "training": {"data", "errors", "metrics", "model", "optimizers", "schema", "settings", "stack"},
+    "layers": {"model"},
+    "stack": {"layers", "model"},
+    "training": {"data", "errors", "layers", "metrics", "model", "optimizers", "schema", "settings", "stack"},
     "calibration": {"metrics", "settings"},
     "bundle": {
         "calibration",

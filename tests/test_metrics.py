@@ -49,6 +49,31 @@ def test_loss_equals_that_of_torch(smoothing):
     torch.testing.assert_close(metrics.loss(logit, y, "binary", smoothing), expected)
 
 
+MEMBERS_OWN = torch.tensor([[0.0], [0.3], [0.1]], dtype=torch.float64)
+CLASSIFIED = [
+    (task, smoothing, weighted)
+    for task in ("binary", "multiclass")
+    for smoothing in (0.0, 0.2, MEMBERS_OWN)
+    for weighted in (False, True)
+]
+
+
+@pytest.mark.parametrize(("task", "smoothing", "weighted"), [("regression", 0.0, False), *CLASSIFIED])
+def test_the_gradient_of_the_loss_is_what_autograd_finds(task, smoothing, weighted):
+    n_classes = {"regression": 1, "binary": 1, "multiclass": 4}[task]
+    g = generator(1)
+    outputs = torch.randn(3, N, n_classes, generator=g, dtype=torch.float64, requires_grad=True)
+    y = (
+        torch.randn(1, N, generator=g)
+        if task == "regression"
+        else torch.randint(max(2, n_classes), (3, N), generator=g)
+    )
+    terms = (outputs, y, task, smoothing, torch.tensor([0.5, 2.0, 1.0, 3.0]).double() if weighted else None)
+    (expected,) = torch.autograd.grad(metrics.loss(*terms).sum(), outputs)
+    found = metrics.loss_gradient(*terms).detach()
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("n_classes", [2, 4])
 def test_weighted_loss_equals_that_of_torch(n_classes):
     outputs, y = judged(n_classes)

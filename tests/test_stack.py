@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from pipeline.data import TabularData, generator
+from pipeline.layers import look_up_gradient
 from pipeline.model import CategoryEmbedding, PiecewiseLinear, freeze
-from pipeline.stack import Stack, _LookUp
+from pipeline.stack import Stack
 from pipeline.training import Member, fit, predict
 from tests import samples
 
@@ -84,6 +85,26 @@ def test_a_stack_gives_what_its_networks_give(name, model):
     outputs = predict(networks, of.val)
     for network, found in zip(networks, outputs, strict=True):
         torch.testing.assert_close(found, network((of.val.x_num, of.val.x_cat)))
+
+
+@SHAPES
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_the_gradients_of_a_stack_are_what_autograd_finds_for_its_networks(activation, model):
+    of = samples.sample("mixed")
+    rows = double(of.val)
+    networks = [samples.network(of, seed, activation=activation, **model).double().eval() for seed in range(3)]
+    stack = Stack(networks)
+    outputs = stack(rows.x_num.unsqueeze(0), rows.x_cat.unsqueeze(0))
+    pulls = torch.randn(outputs.shape, dtype=torch.float64, generator=generator(5))
+    for block, gradient in zip(stack.blocks, stack.gradients(pulls), strict=True):
+        block.copy_(gradient)
+    copies = copy.deepcopy(networks)  # which hold the gradients, by the names that parameters have
+    stack.write(copies)
+    for network, of_gradients, pull in zip(networks, copies, pulls, strict=True):
+        learning = {name: parameter for name, parameter in network.named_parameters() if parameter.numel()}
+        expected = torch.autograd.grad((network((rows.x_num, rows.x_cat)) * pull).sum(), list(learning.values()))
+        for name, gradient in zip(learning, expected, strict=True):
+            torch.testing.assert_close(of_gradients.get_parameter(name).detach(), gradient, rtol=1e-9, atol=1e-9)
 
 
 @SHAPES
@@ -199,15 +220,13 @@ def test_frozen_layers_of_a_stack_stay_as_they_are_with_what_feeds_them():
 
 
 @pytest.mark.parametrize(("n_rows", "n_codes", "width"), [(6, 40, 3), (1, 5, 1), (50, 8, 9)])
-def test_look_up_and_its_gradient_equal_those_of_embedding_bag(n_rows, n_codes, width):
+def test_the_gradient_of_a_look_up_is_that_of_embedding_bag(n_rows, n_codes, width):
     table = torch.randn(n_rows, 4, dtype=torch.float64, generator=generator(1), requires_grad=True)
     codes = torch.randint(n_rows, (n_codes, width), generator=generator(2))
     weights = torch.randn(n_codes, 4, dtype=torch.float64, generator=generator(3))
-    expected = nn.functional.embedding_bag(codes, table, mode="sum")
-    found = _LookUp.apply(table, codes)
-    assert torch.equal(found, expected)
-    gradients = [torch.autograd.grad((out * weights).sum(), table)[0] for out in (found, expected)]
-    torch.testing.assert_close(*gradients)
+    looked_up = nn.functional.embedding_bag(codes, table, mode="sum")
+    (expected,) = torch.autograd.grad((looked_up * weights).sum(), table)
+    torch.testing.assert_close(look_up_gradient(codes, weights, table.detach().unsqueeze(0))[0], expected)
 
 
 def test_piecewise_linear_is_the_formula_of_the_paper():
@@ -235,7 +254,7 @@ def masks(chances, n_rows=2000, width=101, seeds=(0,)):
     networks = [nn.Sequential(layer, nn.Dropout(p)) for p in chances]
     stack = Stack(networks)
     words = stack.dropout_words(n_rows, [generator(seed) for seed in seeds])
-    return stack._dropouts["1"].mask(words[:, : n_rows * width].view(-1, n_rows, width))
+    return stack._layers["1"].mask(words, n_rows)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 0.999999])
