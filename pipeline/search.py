@@ -27,9 +27,10 @@ from optuna.trial import TrialState
 from torch import Tensor
 
 from pipeline import metrics
-from pipeline.config import replaced
+from pipeline.config import flatten, replaced
 from pipeline.data import TabularData, generator
 from pipeline.errors import UserError
+from pipeline.model import bin_edges
 from pipeline.schema import Schema, Target
 from pipeline.settings import Config, Space, is_whole, lower_is_better, task_metrics
 from pipeline.training import OWN, Epoch, Member, fit, new_members
@@ -110,9 +111,9 @@ Runner = Callable[[Stacks, int], Iterator[list[Contender]]]  # stacks and the ep
 def search(config: Config, run: Runner, on_trial: Callable[[Trial], object] = lambda trial: None) -> Search:
     """The trials of `config.search`, trained by `run`, those that lose dropped between the rungs of `rungs`.
 
-    The score of a trial is the task's first metric on validation rows, at its best epoch. What trial n draws is a
-    function of the seed and n, for `tpe` also of the scores of the rounds before. A trial that diverges is marked failed;
-    raises `UserError` if all do.
+    The score of a trial is the task's first metric on validation rows, at its best epoch. Trial 0 is what params.yaml has
+    now, where the space holds it and the sampler is not `grid`. What trial n draws is a function of the seed and n, for
+    `tpe` also of the scores of the rounds before. A trial that diverges is marked failed; raises `UserError` if all do.
     """
     metric = f"val_{task_metrics(config.data.task)[0]}"
     sign = 1 if lower_is_better(metric) else -1
@@ -122,10 +123,13 @@ def search(config: Config, run: Runner, on_trial: Callable[[Trial], object] = la
     )
     n_trials = config.search.n_trials
     if config.search.sampler == "grid":
-        points = list(itertools.product(*(grid(item, space[name]) for name, item in config.search.space.items())))
+        axes = [grid(item, space[name]) for name, item in config.search.space.items()]
+        points = list(itertools.islice(itertools.product(*axes), n_trials))
         for point in points:
             study.enqueue_trial(dict(zip(space, point, strict=True)))
-        n_trials = min(n_trials, len(points))
+        n_trials = len(points)
+    elif (now := _as_it_is(config)) is not None:
+        study.enqueue_trial(now)
     trials: list[Trial] = []
     for start in range(0, n_trials, n_round := TPE_ROUND if config.search.sampler == "tpe" else n_trials):
         asked, drawn = {}, {}
@@ -149,13 +153,33 @@ def search(config: Config, run: Runner, on_trial: Callable[[Trial], object] = la
                 asked[trial.number].report(trial.score, len(trial.history))
             study.tell(asked[trial.number], trial.score if trial.state == "complete" else None, _STATES[trial.state])
             trials.append(trial)
-    complete = [trial for trial in trials if trial.state == "complete"]
-    if not complete:
+    # Where all that were kept diverged later on, the best of those that were dropped.
+    ranked = [t for t in trials if t.state == "complete"] or [t for t in trials if t.score is not None]
+    if not ranked:
         raise UserError(
             f"search: the loss diverged in each of the {len(trials)} trials: lower the upper end of train.lr in search.space"
         )
-    best = min(complete, key=lambda trial: sign * (trial.score or 0.0))  # the first of equals
+    best = min(ranked, key=lambda trial: sign * (trial.score or 0.0))  # the first of equals
     return Search(trials, metric, best, _importances(trials, metric, space, config))
+
+
+def _as_it_is(config: Config) -> dict[str, Any] | None:
+    """What params.yaml has now for the parameters that are searched, as Optuna has it; None if a value lies outside."""
+    values = flatten(config.model_dump(mode="json", include={"model", "train"}))
+    now = {}
+    for name, space in config.search.space.items():
+        value = values[name]
+        if space.choices is not None:
+            choices = json.loads(json.dumps(space.choices))
+            if value not in choices:
+                return None
+            now[name] = choices.index(value)
+        else:
+            low, high = space.ends
+            if value is None or not low <= value <= high:
+                return None
+            now[name] = value
+    return now
 
 
 def rungs(epochs: int, reduction: int | None) -> list[int]:
@@ -222,9 +246,12 @@ class Work:
     train: TabularData
     val: TabularData
     learned: Schema
+    edges: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)  # by `model.bins`, found once
 
     @classmethod
     def of(cls, train: TabularData, val: TabularData, learned: Schema, config: Config) -> "Work":
+        if config.search.rows is None or config.search.rows >= len(train):
+            return cls(train, val, learned)
         drawn = torch.randperm(len(train), generator=generator(config.seed, 0, 3))[: config.search.rows]
         return cls(train.take(drawn.sort().values.to(train.y.device)), val, learned)
 
@@ -245,7 +272,10 @@ class Work:
 
     def _member(self, contender: Contender) -> Member:
         config, device = contender.config, self.train.y.device
-        (member,) = new_members(config, self.train, self.learned)
+        model = config.model
+        if model.numeric == "ple" and model.bins not in self.edges:
+            self.edges[model.bins] = bin_edges(self.train.x_num, model.bins)
+        (member,) = new_members(config, self.train, self.learned, self.edges.get(model.bins, ()))
         member.settings = config.train.model_copy(update={"epochs": config.search.epochs, "patience": None})
         if progress := contender.progress:
             tensors = {
@@ -272,7 +302,7 @@ def workers(work: Work, n: int | None) -> Iterator[Runner]:
     """Yield a runner that trains stacks in `n` processes of one thread each: as many as there are cores, if None.
 
     To be entered before other threads start: the processes are forks, which share the tables with this one. With one
-    process, or on a GPU, the work is done here.
+    process, or on a GPU, the work is done here. What ends this process early ends them.
     """
     # Not every system can say which cores are this process's own.
     n = n or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
@@ -280,6 +310,7 @@ def workers(work: Work, n: int | None) -> Iterator[Runner]:
         if n == 1 or work.train.y.is_cuda:
             yield partial(_one_after_another, work)
             return
+        before = set(multiprocessing.active_children())
         with ProcessPoolExecutor(n, multiprocessing.get_context("fork"), _begin, (work, os.getpid())) as pool:
             pool.submit(_work, [], 0).result()  # forks now
 
@@ -290,7 +321,12 @@ def workers(work: Work, n: int | None) -> Iterator[Runner]:
                 for place in range(len(stacks)):
                     yield futures[place].result()
 
-            yield run
+            try:
+                yield run
+            except BaseException:
+                for process in set(multiprocessing.active_children()) - before:
+                    process.kill()  # or the pool would wait until they have done all that is in the queue
+                raise
     except BrokenProcessPool:
         raise UserError("search: a worker process was killed; if memory was short, lower search.workers") from None
 
@@ -315,7 +351,7 @@ _here: list[Work] = []  # in a worker process: what it trains on
 
 
 def _begin(work: Work, parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and kills its workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     _here.append(work)

@@ -32,25 +32,28 @@ class Stack:
             widths = [stacked[name][0].numel() for name in group]
             for name, part in zip(group, self.blocks[-1].split(widths, 1), strict=True):
                 self.weights[name] = part.view(stacked[name].shape)
-        self._layers, self._dropped = self._built(members)
+        self._layers, self._dropped, self.width = self._built(members)
         self._first = next((name for name in self._layers if any(n.startswith(f"{name}.") for n in learning)), "")
 
-    def _built(self, members: Sequence[nn.Sequential]) -> tuple[dict[str, Layer], int]:
-        """The layers by name, and how many numbers of a row they drop or keep at random."""
+    def _built(self, members: Sequence[nn.Sequential]) -> tuple[dict[str, Layer], int, int]:
+        """The layers by name, how many numbers of a row they drop or keep at random, and the most that one of them holds."""
         layers: dict[str, Layer] = {}
-        width, dropped = 0, 0
+        width, dropped, widest = 0, 0, 1
         for name, layer in members[0].named_children():
             weights = {n.removeprefix(f"{name}."): w for n, w in self.weights.items() if n.startswith(f"{name}.")}
             match layer:
                 case PiecewiseLinear():
                     layers[name] = Bins(layer)
+                    widest = len(layer.edges)
                 case Periodic():
                     layers[name] = Waves(weights)
+                    widest = self.size * layer.mix[..., 0].numel()
                 case CategoryEmbedding():
                     layers[name] = Embedding(layer, weights)
                 case TableLinear() | nn.Linear():
                     layers[name] = Linear(layer, weights)
                     width = len(layer.bias)
+                    widest = max(widest, self.size * max(layer.weight.shape))
                 case nn.Dropout():
                     same = [member.get_submodule(name) for member in members]
                     chances = [each.p for each in same if isinstance(each, nn.Dropout)]
@@ -59,7 +62,7 @@ class Stack:
                         dropped += width
                 case _:
                     layers[name] = Activation(layer)
-        return layers, dropped
+        return layers, dropped, widest
 
     @torch.no_grad()
     def __call__(self, x_num: Tensor, x_cat: Tensor, words: Tensor | None = None, mixup: Mixup | None = None) -> Tensor:

@@ -21,7 +21,7 @@ from pipeline.schema import Schema, Target
 from pipeline.settings import Config, Task, Train
 from pipeline.stack import Stack
 
-PREDICT_ROWS = 8192
+PREDICT_NUMBERS, PREDICT_ROWS = 16_000_000, 8192  # that a layer holds while rows are predicted; rows at once, at most
 OVERFITTING_GAP = 0.1  # of the validation loss
 ONECYCLE_START, ONECYCLE_END = 1 / 25, 1e-4  # of the peak, at the first and the last step
 OWN = {"lr", "momentum", "weight_decay", "label_smoothing", "patience"}  # what the members of a stack may differ in
@@ -70,15 +70,14 @@ class Member:
 
     @property
     def best(self) -> Epoch:
-        """The row of the best epoch. Raises `DivergedError` if the loss ceased to be finite."""
-        if self.diverged is not None:
-            raise DivergedError(self.diverged)
+        """The row of the best epoch."""
         return self.history[self.best_epoch - 1]
 
     @property
     def fitted(self) -> nn.Sequential:
         """The network with its best weights. Raises `DivergedError` if the loss ceased to be finite."""
-        assert self.best
+        if self.diverged is not None:
+            raise DivergedError(self.diverged)
         return self.network
 
     def add(self, row: Epoch) -> None:
@@ -97,10 +96,16 @@ def member_seeds(seed: int, n: int) -> list[int]:
     return [seed, *(int(each) for each in np.random.SeedSequence((seed, 5)).generate_state(n - 1))] if n > 1 else [seed]
 
 
-def new_members(config: Config, train: TabularData, learned: Schema) -> list[Member]:
-    """The `model.ensemble` members of a configuration, untrained, on the device of `train`, whose rows give the bins."""
+def new_members(
+    config: Config, train: TabularData, learned: Schema, edges: Sequence[Tensor] | None = None
+) -> list[Member]:
+    """The `model.ensemble` members of a configuration, untrained, on the device of `train`.
+
+    `edges` are the `bin_edges` of its rows, if they are known already.
+    """
     model = config.model
-    edges = bin_edges(train.x_num, model.bins) if model.numeric == "ple" else ()
+    if edges is None:
+        edges = bin_edges(train.x_num, model.bins) if model.numeric == "ple" else ()
     members = []
     for seed in member_seeds(config.seed, model.n_members):
         network = build_network(model, learned, learned.target.n_outputs, generator(seed), edges).to(train.y.device)
@@ -206,8 +211,12 @@ def _train_epoch(
     for member, state in zip(members, optimizer.states(), strict=True):
         member.memory = state
     headline = metrics.headline(scores / len(train), target)
-    measured = {"train_loss": losses / len(train), **headline, "lr": lrs[-1, :, 0], "grad_norm": norms / steps}
-    return [dict(zip(measured, row, strict=True)) for row in torch.stack(list(measured.values()), 1).tolist()]
+    measured = {"train_loss": losses / len(train), **headline, "grad_norm": norms / steps}
+    rows = torch.stack(list(measured.values()), 1).tolist()
+    return [
+        {**dict(zip(measured, row, strict=True)), "lr": m.settings.lr * factors[-1]}
+        for m, row in zip(members, rows, strict=True)
+    ]
 
 
 def shape_of(member: Member) -> tuple[object, ...]:
@@ -229,7 +238,8 @@ def predict(networks: Sequence[nn.Sequential], data: TabularData) -> Tensor:
 
 
 def _outputs(stack: Stack, data: TabularData) -> Tensor:
-    chunks = zip(data.x_num.split(PREDICT_ROWS), data.x_cat.split(PREDICT_ROWS), strict=True)
+    rows = min(max(PREDICT_NUMBERS // stack.width, 1), PREDICT_ROWS)
+    chunks = zip(data.x_num.split(rows), data.x_cat.split(rows), strict=True)
     return torch.cat([stack(x_num.unsqueeze(0), x_cat.unsqueeze(0)) for x_num, x_cat in chunks], 1)
 
 
@@ -294,7 +304,8 @@ def overfit_check(
         return row["val_loss"] < goal if goal is not None else row["val_accuracy"] == 1.0
 
     fit([member], batch, batch, target, on_epoch=learnt)
-    assert member.fitted is copied  # or it diverged
+    if member.diverged is not None:
+        raise DivergedError(member.diverged)
     last = member.history[-1]
     if not learnt(last):
         reached = (

@@ -45,7 +45,7 @@ NETWORK = {
         "training",
     },
     "finetuning": {"bundle", "data", "model", "schema", "settings", "training"},
-    "search": {"config", "data", "errors", "metrics", "schema", "settings", "training"},
+    "search": {"config", "data", "errors", "metrics", "model", "schema", "settings", "training"},
 }
 JUDGEMENT = {
     "figures": {"files"},

@@ -47,7 +47,7 @@ def main() -> None:
             sep="\n  ",
         )
 
-        params = trained.params | config.flatten({"finetune": settings.finetune.model_dump(mode="json")})
+        params = trained.params | config.flatten(settings.model_dump(mode="json", include={"train", "finetune"}))
         bundle = replace(trained, members=tuple(compared["finetuned"]), target=target, params=params, temperature=1.0)
         if settings.train.calibration:
             bundle = bundle.calibrated(val)

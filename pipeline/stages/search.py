@@ -18,7 +18,7 @@ def main() -> None:
     learned, preprocessor = load_prepared()
     target = learned.target
     train, val = (load_split("source", split).to(device) for split in ("train", "val"))
-    settings = settings.sized(len(train))
+    asked, settings = settings, settings.sized(len(train))
     work = Work.of(train, val, learned, settings)
     with workers(work, settings.search.workers) as runner, stage_run("search", settings) as run:
         with console.progress("trial", settings.search.n_trials) as advance:
@@ -29,7 +29,7 @@ def main() -> None:
 
             found = search(settings, runner, on_trial)
 
-        best = config.replaced(settings, found.best.params)
+        best = config.replaced(asked, found.best.params).sized(len(train))
         print(f"best is {found.best.line()}; trained on all rows:")
         members = training.new_members(best, train, learned)
         with run.epochs("epoch", best.train.n_epochs) as on_epoch:
@@ -45,7 +45,9 @@ def main() -> None:
         files.write_csv(FOLDER / "trials.csv", found.table())
         files.write_text(FOLDER / "best_params.yaml", config.dump_yaml(config.nest(found.best.params)))
         figures.save_search(FOLDER, found.table(), found.best_so_far(), found.importances, log)
-        run.log_metrics({f"best.{name}": value for name, value in members[0].best.items()})
+        scores = training.evaluate(bundle.members, val, target)
+        run.log_metrics({f"best.val.{metric}": score for metric, score in scores.items()})
+        run.log_metrics({"best.epoch": members[0].best_epoch, "temperature": bundle.temperature})
         run.log_files(*(FOLDER / name for name in ("trials.csv", "best_params.yaml")), *FOLDER.glob("*.png"))
         run.log_model(FOLDER)
 
