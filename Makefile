@@ -33,6 +33,8 @@ ui: .venv/installed
 
 bench: .venv/bench
 	python -m benchmarks.bench
+	python -m benchmarks.readme
 
 quality: .venv/bench
 	python -m benchmarks.quality
+	python -m benchmarks.readme

@@ -1,4 +1,7 @@
-"""Runs a stage and prints, as its last line, the seconds it spent on imports, on tracking, and on its work."""
+"""Runs a stage and prints, as its last line, the seconds it spent on imports, on tracking, and on its work.
+
+Of the stage search also those from its first trial until all is tracked; with `untracked` its trials have no runs.
+"""
 
 import importlib
 import json
@@ -9,7 +12,8 @@ from typing import Any
 
 
 def main() -> None:
-    stage, _, item = sys.argv[1].partition("@")
+    name, *untracked = sys.argv[1:]
+    stage, _, item = name.partition("@")
     sys.argv = [stage, *([item] if item else [])]
     start = time.perf_counter()
     module = importlib.import_module(f"pipeline.stages.{stage}")
@@ -34,6 +38,17 @@ def main() -> None:
 
         return run
 
+    def timed(work: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any, **named: Any) -> Any:
+            nonlocal searched
+            begun = time.perf_counter()
+            try:
+                return work(*arguments, **named)
+            finally:
+                searched += time.perf_counter() - begun
+
+        return run
+
     for owner, names in (
         (tracking.Run, ("log_params", "log_metrics", "log_epochs", "log_files", "log_model", "log_trial", "set_tags")),
         (tracking.Writer, ("close",)),
@@ -44,9 +59,14 @@ def main() -> None:
             setattr(owner, name, counted(getattr(owner, name)))
     if hasattr(module, "register"):
         module.register = counted(module.register)
+    if untracked:
+        tracking.Run.log_trial = lambda *arguments: None  # type: ignore[method-assign]
+    searched = 0.0
+    for owner, part in ((module, "search"), (tracking.Writer, "close")) if stage == "search" else ():
+        setattr(owner, part, timed(getattr(owner, part)))
     module.main()
     total = time.perf_counter() - imported
-    print(json.dumps({"imports": imported - start, "tracking": spent, "compute": total - spent}))
+    print(json.dumps({"imports": imported - start, "tracking": spent, "compute": total - spent, "search": searched}))
 
 
 if __name__ == "__main__":

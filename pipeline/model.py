@@ -131,10 +131,10 @@ def bin_edges(x_num: Tensor, n_bins: int) -> tuple[Tensor, ...]:
     if not x_num.shape[1]:
         return ()
     n_bins = max(min(n_bins, len(x_num) // ROWS_A_BIN), 1)
-    quantiles = np.quantile(x_num.cpu().numpy(), np.linspace(0, 1, n_bins + 1), axis=0).astype(np.float32)
+    shares = np.linspace(0, 1, n_bins + 1)
     edges = []
-    for column in quantiles.T:
-        distinct = torch.from_numpy(np.unique(column))
+    for column in x_num.cpu().numpy().T:  # one by one: of all together NumPy would make copies
+        distinct = torch.from_numpy(np.unique(np.quantile(column, shares).astype(np.float32)))
         # A column that never varied in training has one bin, of width 1.
         edges.append(distinct if len(distinct) > 1 else torch.stack([distinct[0], distinct[0] + 1]))
     return tuple(edges)
