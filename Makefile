@@ -1,9 +1,10 @@
 # make: everything, from nothing to results.  make test: the whole test suite.  make ui: the MLflow UI on this project's runs.
+# make torture: faults injected many times, and how often each was survived; an hour.
 # make bench, make quality: speed and accuracy beside what others do; half an hour and an hour on two cores.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: all test check ui bench quality
+.PHONY: all test check torture ui bench quality
 all: .venv/installed
 	dvc repro
 	python -m pipeline show
@@ -23,6 +24,9 @@ test: check
 	coverage run -m pytest -n 2 --dist worksteal
 	coverage combine --quiet
 	coverage report --fail-under 90
+
+torture: .venv/installed
+	TORTURE=1 pytest -n 2 --dist worksteal tests/faults
 
 ui: .venv/installed
 	python -m pipeline ui
