@@ -27,6 +27,7 @@ from optuna.trial import TrialState
 from torch import Tensor
 
 from pipeline import metrics
+from pipeline.checkpoints import NONE, Checkpoints
 from pipeline.config import flatten, replaced
 from pipeline.data import TabularData, generator
 from pipeline.errors import UserError
@@ -246,18 +247,24 @@ class Work:
     train: TabularData
     val: TabularData
     learned: Schema
+    saved: Checkpoints = NONE
     edges: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)  # by `model.bins`, found once
 
     @classmethod
-    def of(cls, train: TabularData, val: TabularData, learned: Schema, config: Config) -> "Work":
+    def of(
+        cls, train: TabularData, val: TabularData, learned: Schema, config: Config, saved: Checkpoints = NONE
+    ) -> "Work":
         if config.search.rows is None or config.search.rows >= len(train):
-            return cls(train, val, learned)
+            return cls(train, val, learned, saved)
         drawn = torch.randperm(len(train), generator=generator(config.seed, 0, 3))[: config.search.rows]
-        return cls(train.take(drawn.sort().values.to(train.y.device)), val, learned)
+        return cls(train.take(drawn.sort().values.to(train.y.device)), val, learned, saved)
 
     def __call__(self, stack: list[Contender], until: int) -> list[Contender]:
         members = [self._member(contender) for contender in stack]
-        fit(members, self.train, self.val, self.learned.target, until=until, score=headline_only)
+        name = f"trial-{stack[0].number}-to-{until}"  # in each rung a trial is in one stack
+        keep = self.saved.keeping(name, members)
+        fit(members, self.train, self.val, self.learned.target, until=until, on_epoch=keep, score=headline_only)
+        self.saved.save(name, members)
         for contender, member in zip(stack, members, strict=True):
             weights = dict(member.network.state_dict())
             contender.progress = {name: getattr(member, name) for name in _KEPT} | {

@@ -294,6 +294,11 @@ def stage_entry(stage: str) -> dict[str, Any]:
     return {"params": flat, "deps": {dep: _content(Path(dep)) for dep in deps}}
 
 
+def state(stage: str) -> tuple[Path, str, str]:
+    """Where checkpoints are kept, and the name and key that those of a stage stand under."""
+    return project_root() / ".state/checkpoints", stage, stage_key(stage_entry(stage))
+
+
 def stage_key(entry: Mapping[str, Any]) -> str:
     """A hash of what `stage_entry` found: the same key, the same work."""
     return hashlib.sha256(json.dumps(entry, sort_keys=True, default=str).encode()).hexdigest()[:32]

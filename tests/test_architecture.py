@@ -31,6 +31,7 @@ NETWORK = {
     "layers": {"model"},
     "stack": {"layers", "model"},
     "training": {"data", "errors", "layers", "metrics", "model", "optimizers", "schema", "settings", "stack"},
+    "checkpoints": {"files", "training"},
     "calibration": {"metrics", "settings"},
     "bundle": {
         "calibration",
@@ -45,7 +46,7 @@ NETWORK = {
         "training",
     },
     "finetuning": {"bundle", "data", "model", "schema", "settings", "training"},
-    "search": {"config", "data", "errors", "metrics", "model", "schema", "settings", "training"},
+    "search": {"checkpoints", "config", "data", "errors", "metrics", "model", "schema", "settings", "training"},
 }
 JUDGEMENT = {
     "figures": {"files"},

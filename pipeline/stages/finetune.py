@@ -3,11 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline import config, console, evaluation, files, finetuning, training
+from pipeline import checkpoints, config, console, evaluation, files, finetuning, training
 from pipeline.bundle import copy_bundle, load_bundle, save_bundle
 from pipeline.data import load_split
 from pipeline.model import describe
-from pipeline.tracking import stage_run
+from pipeline.tracking import stage_run, state
 
 FOLDER, TRAINED = Path("models/finetune"), Path("models/train")
 
@@ -17,7 +17,7 @@ def main() -> None:
     device = training.use(settings.device, settings.threads)
     trained = load_bundle(TRAINED)
     target = trained.schema.transfer_target
-    with stage_run("finetune", settings) as run:
+    with checkpoints.opened(*state("finetune")) as saved, stage_run("finetune", settings) as run:
         if target is None:
             print("data.transfer names no rows: finetune keeps the trained model as it is")
             copy_bundle(TRAINED, FOLDER)
@@ -28,11 +28,12 @@ def main() -> None:
         tuned = finetuning.members(trained, target, settings, device)
         print(describe(tuned[0].network))
         with run.epochs("epoch", settings.finetune.epochs) as on_epoch:
-            training.fit(tuned, train, val, target, on_epoch=on_epoch)
+            training.fit(tuned, train, val, target, on_epoch=saved.keeping("tuned", tuned, on_epoch))
 
         scratch = finetuning.from_scratch(trained, target, settings, device)
         with console.progress("from scratch", settings.train.n_epochs) as advance:
-            training.fit(scratch, train, val, target, on_epoch=lambda row: advance(""))
+            keep = saved.keeping("scratch", scratch, lambda row: advance(""))
+            training.fit(scratch, train, val, target, on_epoch=keep)
         compared = {name: [m.fitted for m in members] for name, members in (("finetuned", tuned), ("scratch", scratch))}
         if target == trained.target:
             compared = {"untouched": [network.to(device) for network in trained.members], **compared}

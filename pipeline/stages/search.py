@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from pipeline import config, console, figures, files, training
+from pipeline import checkpoints, config, console, figures, files, training
 from pipeline.bundle import Bundle, save_bundle
 from pipeline.data import load_split
 from pipeline.preparation import load_prepared
 from pipeline.search import Trial, Work, search, workers
-from pipeline.tracking import stage_run
+from pipeline.tracking import stage_run, state
 
 FOLDER = Path("models/search")
 
@@ -19,8 +19,11 @@ def main() -> None:
     target = learned.target
     train, val = (load_split("source", split).to(device) for split in ("train", "val"))
     asked, settings = settings, settings.sized(len(train))
-    work = Work.of(train, val, learned, settings)
-    with workers(work, settings.search.workers) as runner, stage_run("search", settings) as run:
+    with (
+        checkpoints.opened(*state("search")) as saved,
+        workers(Work.of(train, val, learned, settings, saved), settings.search.workers) as runner,
+        stage_run("search", settings) as run,
+    ):
         with console.progress("trial", settings.search.n_trials) as advance:
 
             def on_trial(trial: Trial) -> None:
@@ -33,7 +36,7 @@ def main() -> None:
         print(f"best is {found.best.line()}; trained on all rows:")
         members = training.new_members(best, train, learned)
         with run.epochs("epoch", best.train.n_epochs) as on_epoch:
-            training.fit(members, train, val, target, on_epoch=on_epoch)
+            training.fit(members, train, val, target, on_epoch=saved.keeping("best", members, on_epoch))
 
         params = config.flatten({"seed": best.seed, **best.model_dump(mode="json", include={"model", "train"})})
         networks = tuple(member.fitted for member in members)

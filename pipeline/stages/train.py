@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline import config, console, files, training
+from pipeline import checkpoints, config, console, files, training
 from pipeline.bundle import Bundle, save_bundle
 from pipeline.data import load_split
 from pipeline.model import describe, parameters
 from pipeline.preparation import load_prepared
-from pipeline.tracking import stage_run
+from pipeline.tracking import stage_run, state
 
 FOLDER = Path("models/train")
 
@@ -23,7 +23,7 @@ def main() -> None:
     settings = settings.sized(len(train))
     members = training.new_members(settings, train, learned)
     network = members[0].network
-    with stage_run("train", settings) as run:
+    with checkpoints.opened(*state("train")) as saved, stage_run("train", settings) as run:
         print(describe(network))
         files.write_csv(FOLDER / "parameters.csv", pd.DataFrame(parameters(network)))
         run.log_metrics({"parameters.total": len(members) * sum(p.total for p in parameters(network))})
@@ -33,7 +33,7 @@ def main() -> None:
         run.log_epochs(by_heart, prefix="overfit/")
 
         with run.epochs("epoch", settings.train.n_epochs) as on_epoch:
-            training.fit(members, train, val, target, on_epoch=on_epoch)
+            training.fit(members, train, val, target, on_epoch=saved.keeping("network", members, on_epoch))
         networks = tuple(member.fitted for member in members)
         params = config.flatten({"seed": settings.seed, **settings.model_dump(mode="json", include={"model", "train"})})
         bundle = Bundle(networks, settings.model, learned, target, preprocessor, params)

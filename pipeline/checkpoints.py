@@ -1,0 +1,153 @@
+"""Where training stands, on disk: what was interrupted goes on from there, to the bytes it would have had."""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from pipeline import files
+from pipeline.training import Epoch, Member, mean_history
+
+FORMAT = 1
+SECONDS, SHARE = 2.0, 0.03  # between two checkpoints, at least; of the time that may go into them
+LOCK_SECONDS = 5.0  # in which the workers of a killed search have ended, and let go of its lock
+STALE_DAYS = 7
+
+
+class Checkpoints:
+    """The checkpoints of one stage and key. What has another key has other parameters, data or code, and is not looked at.
+
+    Each is one file, replaced whole at the end of an epoch. Where the disk refuses, training goes on without them.
+    """
+
+    def __init__(self, folder: Path, works: bool = True) -> None:
+        self.folder, self._works = folder, works
+        self._next = time.monotonic() + SECONDS
+
+    def keeping(
+        self, name: str, members: Sequence[Member], on_epoch: Callable[[Epoch], object] = lambda row: None
+    ) -> Callable[[Epoch], object]:
+        """Bring `members` to where the checkpoint `name` has them, if there is one, and return an `on_epoch` that goes on
+        to keep them.
+
+        `on_epoch` is called for the epochs that are there already, too.
+        """
+        self._restore(name, members)
+        done = mean_history(members) if members[0].history else []
+        if done:
+            print(f"{name}: interrupted after epoch {len(done)}, goes on from there", flush=True)
+        for row in done:
+            on_epoch(row)
+
+        def kept(row: Epoch) -> object:
+            stop = on_epoch(row)
+            self.save(name, members)
+            return stop
+
+        return kept
+
+    def save(self, name: str, members: Sequence[Member]) -> None:
+        """Write a checkpoint, unless the last one was just now."""
+        begun = time.monotonic()
+        if not self._works or begun < self._next:
+            return
+        tensors = {
+            f"{k}.{part}.{key}": tensor.detach().cpu().contiguous()
+            for k, member in enumerate(members)
+            for part, own in _parts(member).items()
+            for key, tensor in own.items()
+        }
+        state = {"format": FORMAT, "device": _device(members), "members": [_plain(member) for member in members]}
+        content = save(tensors, {"state": json.dumps(state)})
+        try:
+            files.write_bytes(self.folder / f"{name}.safetensors", content + hashlib.sha256(content).digest())
+        except OSError as error:
+            self._works = False
+            print(f"no checkpoints from here on: {error.filename}: {error.strerror}", flush=True)
+        now = time.monotonic()
+        self._next = now + max(SECONDS, (now - begun) / SHARE)
+
+    def _restore(self, name: str, members: Sequence[Member]) -> None:
+        path = self.folder / f"{name}.safetensors"
+        if not self._works or not path.exists():
+            return
+        found = _read(path)
+        if found is None or found[0]["format"] != FORMAT or len(found[0]["members"]) != len(members):
+            print(f"{path} is damaged, and not used", flush=True)
+            return
+        state, tensors = found
+        if state["device"] != _device(members):
+            return  # whose bytes are others
+        for k, (member, plain) in enumerate(zip(members, state["members"], strict=True)):
+            device = next(member.network.parameters()).device
+            parts: dict[str, dict[str, Tensor]] = {part: {} for part in ("weights", "memory", "best")}
+            for key, tensor in tensors.items():
+                number, part, own = key.split(".", 2)
+                if int(number) == k:
+                    parts[part][own] = tensor.to(device)
+            member.network.load_state_dict(parts["weights"])
+            member.memory, member.best_weights = parts["memory"], parts["best"]
+            member.history, member.best_epoch = plain["history"], plain["best_epoch"]
+            member.diverged = plain["diverged"]
+
+
+NONE = Checkpoints(Path(), works=False)
+
+
+@contextmanager
+def opened(root: Path, stage: str, key: str) -> Iterator[Checkpoints]:
+    """The checkpoints of a stage with this key, below `root`; they are removed when the stage is done.
+
+    Old ones of other keys are removed too.
+    """
+    for other in (root / stage).glob("*"):
+        if other.name != key and time.time() - other.stat().st_mtime > STALE_DAYS * 86_400:
+            shutil.rmtree(other, ignore_errors=True)
+    folder = root / stage / key
+    lock = FileLock(folder / "lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=LOCK_SECONDS)
+    except (Timeout, OSError) as error:
+        print(f"no checkpoints: {error}", flush=True)
+        yield Checkpoints(folder, works=False)
+        return
+    try:
+        yield Checkpoints(folder)
+        shutil.rmtree(folder)
+    finally:
+        lock.release()
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """The plain state and the tensors of a checkpoint; None if it is not what was written."""
+    whole = path.read_bytes()
+    content, digest = whole[:-32], whole[-32:]
+    if hashlib.sha256(content).digest() != digest:
+        return None
+    try:
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        return json.loads(header["__metadata__"]["state"]), load(content)
+    except (ValueError, KeyError, SafetensorError):
+        return None
+
+
+def _parts(member: Member) -> dict[str, dict[str, Tensor]]:
+    return {"weights": member.network.state_dict(), "memory": member.memory, "best": member.best_weights}
+
+
+def _plain(member: Member) -> dict[str, Any]:
+    return {"history": member.history, "best_epoch": member.best_epoch, "diverged": member.diverged}
+
+
+def _device(members: Sequence[Member]) -> str:
+    return next(members[0].network.parameters()).device.type
