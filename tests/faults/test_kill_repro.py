@@ -1,0 +1,50 @@
+"""`dvc repro` and all that it started killed at once, as by a power cut, then typed again."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.clones import call, clone
+from tests.faults.conftest import Tally
+
+SLOW = {
+    "data.source": "sklearn:breast_cancer",
+    "data.target": "target",
+    "data.task": "binary",
+    "model.ensemble": 1,
+    "train.epochs": 800,
+    "train.overfit": None,
+}
+REPRO = ("dvc", "repro", "--no-run-cache", "train")  # whose cache would give back the output without training
+
+
+def repro_until_a_checkpoint(folder: Path, more: float) -> None:
+    """Start `dvc repro train`; kill it and its children `more` seconds after their first checkpoint."""
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    with (folder / "log.txt").open("w") as log:
+        process = subprocess.Popen(REPRO, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+        until = time.monotonic() + 120
+        while not list(folder.glob(".state/checkpoints/train/*/network.safetensors")):
+            assert process.poll() is None, (folder / "log.txt").read_text()
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        time.sleep(more)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_repro_killed_in_training_goes_on_from_its_checkpoint_to_the_same_lock(tmp_path: Path, tally: Tally):
+    folder = clone(tmp_path / "clone", SLOW)
+    call(folder, *REPRO)
+    lock = (folder / "dvc.lock").read_text()
+    for k in range(tally.times(quick=1, torture=20)):
+        with tally.trial("SIGKILL of dvc repro and its stage"):
+            (folder / "dvc.lock").unlink()
+            repro_until_a_checkpoint(folder, 0.1 * k)
+            said = call(folder, *REPRO)
+            assert "interrupted after epoch" in said
+            assert (folder / "dvc.lock").read_text() == lock
+            assert not list(folder.glob(".state/checkpoints/train/*"))
