@@ -663,7 +663,7 @@ def _requirements() -> list[str]:
 
 
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:
-    return {name: str(value) for name, value in values.items()}
+    return {name: without_secret(str(value)) for name, value in values.items()}
 
 
 def _text(value: Any) -> str:
