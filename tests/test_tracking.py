@@ -260,6 +260,36 @@ def test_what_mlflow_refuses_is_told_and_the_rest_goes_on(
     assert capsys.readouterr().out.count("tracking: MLflow refuses params") == 1
 
 
+def test_a_model_and_its_version_are_made_once_whatever_is_sent_again(
+    project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = project(IRIS)
+    (folder / "bundle").mkdir()
+    (folder / "bundle/model.json").write_text("{}")
+    monkeypatch.setattr(tracking.Spool, "remove", lambda spool: None)
+    monkeypatch.setattr(tracking.Spool, "sent", tracking.Spool.sent.setter(lambda spool, end: None))
+    upload = MlflowClient.log_model_artifacts
+    monkeypatch.setattr(
+        MlflowClient, "log_model_artifacts", lambda *_: (_ for _ in ()).throw(OSError("as the disk is full"))
+    )
+    with tracking.stage_run("fetch", config.load()) as run:
+        run.log_model(folder / "bundle")
+        run.register("iris", folder / "bundle", {"model": "train"})
+    (folder / "bundle/model.json").unlink()
+    (folder / "bundle/model.json").write_text("what comes later")
+    monkeypatch.setattr(MlflowClient, "log_model_artifacts", upload)
+    for _ in range(2):
+        assert tracking.Writer(config.load().tracking, None).close() is None
+    (model,) = here().search_logged_models([only_run().info.experiment_id])
+    assert model.status == "READY"
+    (version,) = here().search_model_versions("name = 'iris'")
+    assert model.model_id in version.source
+    assert here().get_model_version_by_alias("iris", "champion").version == version.version
+    assert only_run().data.tags["version"] == "1"
+    (kept,) = (folder / "mlruns").rglob("model.json")
+    assert kept.read_text() == "{}"
+
+
 # ---------------------------------------------------------------------------------------------------------- the thread
 
 
