@@ -196,6 +196,17 @@ def n_waiting(root: Path) -> int:
     return sum(Spool(events.parent).n_waiting for events in root.glob(f"[!.]*/{EVENTS}"))
 
 
+def is_at_work(root: Path, stage: str, key: str) -> bool:
+    """Whether a living process executes the stage with this key, or sends what it logged."""
+    for events in root.glob(f"{stage}-{key}-*/{EVENTS}"):
+        try:
+            with Spool(events.parent).lock:
+                pass
+        except Timeout:
+            return True
+    return False
+
+
 def close_interrupted(root: Path) -> None:
     """Close the executions whose process died as KILLED."""
     if not root.is_dir():

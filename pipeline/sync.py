@@ -1,5 +1,6 @@
 """MLflow brought in line with DVC: a run for each stage of dvc.lock that has none, rebuilt from its versioned outputs."""
 
+import copy
 import csv
 import hashlib
 import json
@@ -19,6 +20,7 @@ from pipeline import spool as spools
 from pipeline.errors import UserError
 from pipeline.settings import Config, Tracking
 
+PATIENCE = 30.0  # seconds for a server that does not answer: nothing else waits here
 Outputs = Mapping[str, Path]  # files by their name below an output or a dependency
 
 
@@ -112,10 +114,12 @@ def sync(all_commits: bool = False) -> None:
     objects = Objects()
     for version in versions:
         for stage, entry in version.entries():
-            if entry.key in seen or tracking.is_tracked(settings, entry.key):
-                seen.add(entry.key)
+            if entry.key in seen:
                 continue
             seen.add(entry.key)
+            # A stage that is at work has its run, and sends it.
+            if spools.is_at_work(root, stage, entry.key) or tracking.is_tracked(settings, entry.key):
+                continue
             try:
                 with spools.built(root, stage, entry.key) as spool:
                     run = tracking.Run(spool)
@@ -142,7 +146,7 @@ def sync(all_commits: bool = False) -> None:
 
 def _send(root: Path, settings: Tracking, said: str) -> None:
     writer = tracking.Writer(settings, None)
-    left = writer.close()
+    left = writer.close(PATIENCE)
     if left is not None:
         raise UserError(left)
     if writer.n_replayed:
@@ -270,13 +274,15 @@ def _rebuild(run: tracking.Run, stage: str, entry: Entry, version: Version, obje
 
 def _settings(params: Mapping[str, Any], entry: Entry) -> Config | None:
     """The parameters as they were when the stage ran; None if this version knows them no more."""
-    rest = {
-        name: value
-        for name, value in config.flatten(params).items()
-        if not any(name == given or name.startswith(f"{given}.") for given in entry.params)
-    }
+    tree = copy.deepcopy(dict(params))
+    for given, value in entry.params.items():
+        *sections, key = given.split(".")
+        place = tree
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[key] = value
     try:
-        return config.from_mapping(config.nest(rest | entry.flat))
+        return config.from_mapping(tree)
     except UserError:
         return None
 

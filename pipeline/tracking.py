@@ -352,6 +352,7 @@ class Delivery:
         self._client, self._spool, self._progress = client, spool, progress
         first, _ = spool.events()[0]
         self._experiment = experiment_id(client, first["experiment"])
+        progress.made()
         self._run, self._trials = "", dict[int, str]()
         self._find()
         # A database that was removed, or another server, has nothing of it yet.
@@ -516,10 +517,17 @@ def _chunks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
 
 
 def is_tracked(tracking: Tracking, key: str) -> bool:
-    """Whether MLflow has a finished run with this `stage.key`."""
-    client = connect(tracking)
+    """Whether MLflow has a finished run with this `stage.key`. Raises `UserError` if it does not answer."""
     which = f"tags.`stage.key` = '{key}' and attributes.status = 'FINISHED'"
-    return bool(client.search_runs([experiment_id(client, tracking.experiment)], which, max_results=1))
+    try:
+        client = connect(tracking)
+        return bool(client.search_runs([experiment_id(client, tracking.experiment)], which, max_results=1))
+    except MlflowException as error:
+        raise UserError(f"{_no_answer(tracking)} ({_reason(error)})") from None
+
+
+def _no_answer(tracking: Tracking) -> str:
+    return f"tracking: {without_secret(tracking_uri(tracking))} does not answer"
 
 
 def _metrics(event: Event) -> list[Metric]:
@@ -575,18 +583,19 @@ class Writer:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def close(self) -> str | None:
+    def close(self, patience: float | None = None) -> str | None:
         """Wait until everything is sent, or sending stands still; returns what to tell about what is left."""
         self._progress.made()
         self._closing.set()
-        while self._thread.is_alive() and self._progress.standing < PATIENCE:
+        patience = PATIENCE if patience is None else patience
+        while self._thread.is_alive() and self._progress.standing < patience:
             self._thread.join(0.05)
         self._given_up.set()
         if not self._thread.is_alive() and self._failure is None:
             return None
-        why = _reason(self._failure) if self._failure is not None else f"nothing came for {PATIENCE:g} s"
+        why = _reason(self._failure) if self._failure is not None else f"nothing came for {patience:g} s"
         return (
-            f"tracking: {without_secret(tracking_uri(self._tracking))} does not answer ({why}); "
+            f"{_no_answer(self._tracking)} ({why}); "
             f"{spools.n_waiting(self._root)} events wait in {SPOOLS}, sent by the next stage or python -m pipeline sync"
         )
 
@@ -613,6 +622,7 @@ class Writer:
             with self._progress.at_work():
                 make_own_database(self._tracking)
             client = connect(self._tracking)
+            self._progress.made()
             self._replay(client)
             self._client = client
         if self._spool is not None:

@@ -4,16 +4,20 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from ruamel.yaml import YAML
 
 from pipeline import config, tracking
 from pipeline.errors import UserError
 from pipeline.sync import sync
+from tests.conftest import write_params
 from tests.test_stages import CHAIN, run_chain
 
 IRIS = {"data.source": "sklearn:iris", "data.target": "target", "data.task": "multiclass"}
@@ -22,17 +26,19 @@ OUTS = {"fetch": "data/raw", "prepare": "data/prepared", "baseline": "reports/ba
 UNTOLD = ("best.", "best/", "parameters")
 
 
-def lock() -> None:
+def lock(*chain: str) -> None:
     """dvc.lock as DVC writes it after the chain."""
     stages: dict[str, Any] = {}
-    for stage in CHAIN:
+    declared, params = (YAML(typ="safe", pure=True).load(Path(name)) for name in ("dvc.yaml", "params.yaml"))
+    for stage in chain or CHAIN:
         entry = tracking.stage_entry(stage)
         name, _, model = stage.partition("@")
+        given = {watched: reduce(getitem, watched.split("."), params) for watched in declared["stages"][name]["params"]}
         out = OUTS.get(stage) or (f"reports/{model}" if model else f"models/{name}")
         stages[stage] = {
             "cmd": "",
             "deps": [{"path": path, "hash": "md5", "md5": md5} for path, md5 in entry["deps"].items()],
-            "params": {"params.yaml": entry["params"]},
+            "params": {"params.yaml": given},
             "outs": [{"path": out, "hash": "md5", "md5": tracking.content(Path(out))}],
         }
     Path("dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": stages}))
@@ -43,19 +49,21 @@ def git(*arguments: str) -> None:
     subprocess.run(["git", *who, *arguments], check=True, capture_output=True)
 
 
-def runs() -> dict[str, Run]:
+def all_runs() -> list[Run]:
     client = MlflowClient(tracking.tracking_uri(config.load().tracking))
     experiment = client.get_experiment_by_name("nycflights")
-    if experiment is None:
-        return {}
-    found = client.search_runs([experiment.experiment_id])
+    return [] if experiment is None else list(client.search_runs([experiment.experiment_id]))
+
+
+def runs() -> dict[str, Run]:
+    found = all_runs()
     assert len({run.info.run_name for run in found}) == len(found)
     return {str(run.info.run_name): run for run in found}
 
 
 def forget(folder: Path, database: Path) -> None:
     shutil.copy(database, folder / "mlflow.db")
-    shutil.rmtree(folder / "mlruns")
+    shutil.rmtree(folder / "mlruns", ignore_errors=True)
 
 
 def to_cache(folder: Path, name: str) -> None:
@@ -84,6 +92,7 @@ def test_a_database_that_is_gone_comes_back_from_what_dvc_has(
     git("commit", "--quiet", "--message", "results")
     before = runs()
     sync()
+    assert runs().keys() == before.keys()
     assert "all 10 stages" in capsys.readouterr().out
     assert {run.info.run_id for run in runs().values()} == {run.info.run_id for run in before.values()}
 
@@ -116,37 +125,42 @@ def test_a_database_that_is_gone_comes_back_from_what_dvc_has(
     assert "all 10 stages" in capsys.readouterr().out
     assert {run.info.run_id for run in runs().values()} == {run.info.run_id for run in after.values()}
 
-    # Another version is committed on a branch, and is no more in the working tree.
-    to_cache(folder, "data/raw")
+
+def test_a_version_of_a_branch_comes_back_too(
+    project: Callable[..., Path], database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = project(IRIS)
+    git("init", "--quiet")
+    git("checkout", "--quiet", "-b", "iris")
+    git("add", "params.yaml", "dvc.yaml")
+    git("commit", "--quiet", "--message", "before any result")
     git("checkout", "--quiet", "-b", "wine")
-    params = (folder / "params.yaml").read_text()
-    (folder / "params.yaml").write_text(params.replace("sklearn:iris", "sklearn:wine"))
+    write_params(folder, IRIS | {"data.source": "sklearn:wine"})
     run_chain("fetch")
-    lines = Path("dvc.lock").read_text()
-    entry = tracking.stage_entry("fetch")
-    changed = json.loads(lines)
-    changed["stages"] = {"fetch": changed["stages"]["fetch"]}
-    changed["stages"]["fetch"]["params"] = {"params.yaml": entry["params"]}
-    changed["stages"]["fetch"]["outs"][0]["md5"] = tracking.content(Path("data/raw"))
-    Path("dvc.lock").write_text(json.dumps(changed))
+    lock("fetch")
+    to_cache(folder, "data/raw")
+    git("add", "dvc.lock")
     git("commit", "--quiet", "--all", "--message", "wine")
     commit = subprocess.run(["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
-    git("checkout", "--quiet", "-")
+    git("checkout", "--quiet", "iris")
+    run_chain("fetch")
+    lock("fetch")
     forget(folder, database)
-    shutil.move("data/raw", "elsewhere")
     sync()
-    assert len([name for name in runs() if not name.startswith("trial")]) == 10
+    (iris,) = runs().values()
+    assert iris.data.params["data.source"] == "sklearn:iris"
+
+    (folder / ".dvc").rename(folder / "elsewhere")
     capsys.readouterr()
     sync(all_commits=True)
     assert f"1 runs lack objects (fetch of {commit[:7]}: data/raw): run dvc fetch" in capsys.readouterr().out
-    shutil.move("elsewhere", "data/raw")
+    (folder / "elsewhere").rename(folder / ".dvc")
     sync(all_commits=True)
-    client = MlflowClient(tracking.tracking_uri(config.load().tracking))
-    experiment = client.get_experiment_by_name("nycflights")
-    assert experiment is not None
-    (wine,) = client.search_runs([experiment.experiment_id], f"tags.`git.commit` = '{commit}'")
+    assert "restored: 1 runs" in capsys.readouterr().out
+    (wine,) = (run for run in all_runs() if run.info.run_id != iris.info.run_id)
     assert wine.data.params["data.source"] == "sklearn:wine"
     assert wine.data.metrics == {"table/rows": 178.0, "table/columns": 14.0}
+    assert wine.data.tags["git.commit"] == commit
 
 
 def test_a_cached_object_that_differs_from_its_sum_is_not_used(
@@ -179,6 +193,7 @@ def test_a_lock_that_is_missing_or_torn_is_named(project: Callable[..., Path], t
 
 def test_a_server_that_does_not_answer_is_named(project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     project(IRIS)
+    Path("dvc.lock").write_text(json.dumps({"stages": {"fetch": {"params": {"params.yaml": {"seed": 1}}}}}))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"127\.0\.0\.1:9 does not answer"):
         sync()
