@@ -20,7 +20,7 @@ from pipeline import spool as spools
 from pipeline.errors import UserError
 from pipeline.settings import Config, Tracking
 
-PATIENCE = 30.0  # seconds for a server that does not answer: nothing else waits here
+PATIENCE = 300.0  # seconds: nothing waits for a sync, and what does not answer ends it earlier
 Outputs = Mapping[str, Path]  # files by their name below an output or a dependency
 
 

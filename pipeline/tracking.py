@@ -1,6 +1,7 @@
 """What happens goes to MLflow: the only module that imports it."""
 
 import hashlib
+import importlib
 import itertools
 import json
 import logging
@@ -39,7 +40,10 @@ from pipeline.spool import Event, Spool, Status
 MAX_METRICS, MAX_PARAMS, MAX_VALUE = 800, 100, 6000  # what MLflow takes in a call (1,000 in all), and in a param
 SPOOLS = Path(".state/runs")
 SECONDS_BETWEEN_WRITES, MAX_PAUSE = 1.0, 30.0  # the pause grows while the server does not answer
-PATIENCE = 4.0  # seconds that the end of a stage waits for a server that does not answer
+PATIENCE, HALT = (
+    3.5,
+    0.5,
+)  # seconds that the end of a stage waits for what halts; without progress, after which it halts
 logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # it shows the traceback of what it raises
 logging.getLogger("alembic").setLevel(logging.ERROR)
 
@@ -585,15 +589,19 @@ class Writer:
 
     def close(self, patience: float | None = None) -> str | None:
         """Wait until everything is sent, or sending stands still; returns what to tell about what is left."""
+        patience = PATIENCE if patience is None else patience
         self._progress.made()
         self._closing.set()
-        patience = PATIENCE if patience is None else patience
-        while self._thread.is_alive() and self._progress.standing < patience:
+        stood, seen = 0.0, time.monotonic()
+        while self._thread.is_alive() and stood < patience:
             self._thread.join(0.05)
+            before, seen = seen, time.monotonic()
+            # All halts count together: what gets on a little and halts again would hold a stage for long.
+            stood += seen - before if self._progress.standing > HALT else 0.0
         self._given_up.set()
         if not self._thread.is_alive() and self._failure is None:
             return None
-        why = _reason(self._failure) if self._failure is not None else f"nothing came for {patience:g} s"
+        why = _reason(self._failure) if self._failure is not None else f"waited {patience:g} s"
         return (
             f"{_no_answer(self._tracking)} ({why}); "
             f"{spools.n_waiting(self._root)} events wait in {SPOOLS}, sent by the next stage or python -m pipeline sync"
@@ -621,6 +629,9 @@ class Writer:
         if self._client is None:
             with self._progress.at_work():
                 make_own_database(self._tracking)
+                if not tracking_uri(self._tracking).startswith("http"):
+                    # MLflow imports it when it is first used, which takes seconds on a busy machine.
+                    importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
             client = connect(self._tracking)
             self._progress.made()
             self._replay(client)

@@ -318,9 +318,9 @@ def test_logging_waits_for_no_server_and_the_end_only_so_long(
     with tracking.stage_run("fetch", config.load()) as run:
         run.log_epochs(rows(*range(1, 100)))
         logged = time.monotonic()
-    assert time.monotonic() - logged < 1.5
+    assert time.monotonic() - logged < 2.5
     assert logged - start < 1.5
-    assert "does not answer (nothing came for 0.5 s); 4 events wait in .state/runs" in capsys.readouterr().out
+    assert "does not answer (waited 0.5 s); 4 events wait in .state/runs" in capsys.readouterr().out
 
 
 def test_a_server_that_comes_back_gets_all_of_it(

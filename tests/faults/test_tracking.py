@@ -89,7 +89,7 @@ def run_stage(folder: Path, uri: str | None = None, waits: bool = True) -> None:
 
 
 def replay(folder: Path, uri: str | None = None) -> None:
-    code = "from pipeline import config, tracking; print(tracking.Writer(config.load().tracking, None).close(60.0))"
+    code = "from pipeline import config, tracking; print(tracking.Writer(config.load().tracking, None).close(300.0))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, env=environment(uri), capture_output=True, text=True, check=True
     )
@@ -179,7 +179,13 @@ def test_a_server_that_is_no_use(project: Callable[..., Path], tally: Tally, fau
 def server(folder: Path, port: int) -> Iterator["subprocess.Popen[bytes]"]:
     """A real one, with its workers in a group of their own."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    places = ["--backend-store-uri", own(folder), "--artifacts-destination", str(folder / "artifacts")]
+    places = [
+        "--backend-store-uri",
+        own(folder),
+        "--no-serve-artifacts",
+        "--default-artifact-root",
+        str(folder / "artifacts"),
+    ]
     process = subprocess.Popen(
         [*command, *places],
         cwd=folder,
