@@ -50,15 +50,12 @@ def main() -> None:
         return run
 
     for owner, names in (
-        (tracking.Run, ("log_params", "log_metrics", "log_epochs", "log_files", "log_model", "log_trial", "set_tags")),
+        (tracking.Run, ("_append",)),
         (tracking.Writer, ("close",)),
-        (tracking, ("connect", "stage_entry", "_origin", "register")),
-        (tracking.mlflow, ("start_run", "end_run")),
+        (tracking, ("stage_entry", "origin", "_begin")),
     ):
         for name in names:
             setattr(owner, name, counted(getattr(owner, name)))
-    if hasattr(module, "register"):
-        module.register = counted(module.register)
     if untracked:
         tracking.Run.log_trial = lambda *arguments: None  # type: ignore[method-assign]
     searched = 0.0

@@ -1,4 +1,4 @@
-"""Commands that are not stages: `python -m pipeline predict | adopt | show | ui`."""
+"""Commands that are not stages: `python -m pipeline predict | adopt | show | ui | sync`."""
 
 import argparse
 from pathlib import Path
@@ -30,6 +30,12 @@ def main() -> None:
     command = commands.add_parser("ui", help="the MLflow UI on this project's runs")
     command.add_argument("--port", type=int, default=5000)
     command.set_defaults(call=lambda a: ui(a.port))
+
+    command = commands.add_parser(
+        "sync", help="send what waits for MLflow, and rebuild the runs that it lacks from DVC"
+    )
+    command.add_argument("--all-commits", action="store_true", help="also of branches, tags and DVC experiments")
+    command.set_defaults(call=lambda a: sync(a.all_commits))
 
     arguments = parser.parse_args()
     console.run(lambda: arguments.call(arguments))
@@ -110,3 +116,9 @@ def ui(port: int) -> None:
     from pipeline import tracking
 
     tracking.serve(config.load().tracking, port)
+
+
+def sync(all_commits: bool) -> None:
+    from pipeline.sync import sync
+
+    sync(all_commits)

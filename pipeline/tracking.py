@@ -1,13 +1,15 @@
 """What happens goes to MLflow: the only module that imports it."""
 
 import hashlib
+import importlib
+import itertools
 import json
 import logging
 import os
-import queue
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,8 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# Before mlflow is imported: a dead server is given up in seconds, not in minutes, and nothing is sent elsewhere.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+# Before mlflow is imported: a dead server is known in seconds, not in minutes, and nothing is sent elsewhere.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # `Writer` tries again, without doubles
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -24,92 +26,57 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 import mlflow
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
+from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from ruamel.yaml import YAML
 
 from pipeline import console
+from pipeline import spool as spools
 from pipeline.config import flatten
 from pipeline.errors import UserError
 from pipeline.settings import Config, Tracking, without_secret
+from pipeline.spool import Event, Spool, Status
 
-MAX_METRICS, MAX_PARAMS, MAX_VALUE = 1000, 100, 6000  # what MLflow takes in a call, and in a param
-SECONDS_BETWEEN_WRITES = 1.0
-logging.getLogger("mlflow").setLevel(logging.ERROR)
+MAX_METRICS, MAX_PARAMS, MAX_VALUE = 800, 100, 6000  # what MLflow takes in a call (1,000 in all), and in a param
+SPOOLS = Path(".state/runs")
+SECONDS_BETWEEN_WRITES, MAX_PAUSE = 1.0, 30.0  # the pause grows while the server does not answer
+PATIENCE, HALT = (
+    3.5,
+    0.5,
+)  # seconds that the end of a stage waits for what halts; without progress, after which it halts
+logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # it shows the traceback of what it raises
 logging.getLogger("alembic").setLevel(logging.ERROR)
 
 
-class Writer:
-    """Sends what training logs from a thread of its own, at most once a second, so that training waits for no server."""
-
-    def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[Callable[[], None] | tuple[str, list[Metric]] | None] = queue.SimpleQueue()
-        self._closing = threading.Event()
-        self._failure: Exception | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def metrics(self, run_id: str, metrics: list[Metric]) -> None:
-        self._queue.put((run_id, metrics))
-
-    def call(self, work: Callable[[], None]) -> None:
-        self._queue.put(work)
-
-    def close(self) -> None:
-        """Wait until everything is sent. Raises the first error that sending met."""
-        self._closing.set()
-        self._queue.put(None)
-        self._thread.join()
-        if self._failure is not None:
-            raise self._failure
-
-    def _run(self) -> None:
-        last = False
-        while not last:
-            items = [self._queue.get()]
-            while not self._queue.empty():
-                items.append(self._queue.get())
-            last = None in items
-            if self._failure is None:
-                try:
-                    self._send(items)
-                except Exception as error:  # told by `close`, on the thread that can end the stage
-                    self._failure = error
-            self._closing.wait(SECONDS_BETWEEN_WRITES)
-
-    @staticmethod
-    def _send(items: Sequence[Callable[[], None] | tuple[str, list[Metric]] | None]) -> None:
-        gathered: dict[str, list[Metric]] = {}
-        for item in items:
-            if callable(item):
-                item()
-            elif item is not None:
-                gathered.setdefault(item[0], []).extend(item[1])
-        for run_id, metrics in gathered.items():
-            for start in range(0, len(metrics), MAX_METRICS):
-                MlflowClient().log_batch(run_id, metrics=metrics[start : start + MAX_METRICS])
-
-
 class Run:
-    """An open MLflow run."""
+    """An execution of a stage, as MLflow will show it. What is logged goes to the spool, and waits for no server.
 
-    def __init__(self, client: MlflowClient, run_id: str, experiment_id: str, writer: Writer) -> None:
-        self._client, self.id, self._experiment, self._writer = client, run_id, experiment_id, writer
+    Where the spool cannot be written, nothing is logged: that is said once, and the stage goes on.
+    """
+
+    def __init__(self, spool: Spool | None) -> None:
+        self._spool = spool
+
+    @property
+    def works(self) -> bool:
+        return self._spool is not None
+
+    def start(self, stage: str, key: str, tracking: Tracking, tags: Mapping[str, Any]) -> None:
+        known = {"stage": stage.partition("@")[0], "stage.key": key, **tags}
+        self._append("run", name=stage, experiment=tracking.experiment, tags=_texts(known))
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        items = _params(params)
-        for start in range(0, len(items), MAX_PARAMS):
-            self._client.log_batch(self.id, params=items[start : start + MAX_PARAMS])
+        self._append("params", params=_param_texts(params))
 
     def log_metrics(self, scores: Mapping[str, float], step: int = 0) -> None:
         """Final numbers: `test.accuracy` becomes `test/accuracy`."""
-        self._writer.metrics(
-            self.id, [Metric(name.replace(".", "/"), float(value), _now(), step) for name, value in scores.items()]
+        self._append(
+            "metrics", metrics=[(name.replace(".", "/"), float(value), step) for name, value in scores.items()]
         )
 
     def log_epochs(self, history: Sequence[Mapping[str, float]], prefix: str = "") -> None:
         """Rows of a history.csv: `val_loss` becomes `val/loss`, with the epoch as its step."""
-        self._writer.metrics(self.id, _curves(history, prefix))
+        self._append("metrics", metrics=_curves(history, prefix))
 
     @contextmanager
     def epochs(self, label: str, total: int) -> Iterator[Callable[[Mapping[str, float]], None]]:
@@ -124,76 +91,121 @@ class Run:
 
     def log_files(self, *paths: Path) -> None:
         """Each file, or the files of a folder, under their names."""
-        for path in paths:
-            (self._client.log_artifacts if path.is_dir() else self._client.log_artifact)(self.id, str(path))
+        self.log_kept({name: file for path in paths for name, file in files_of(path).items()})
+
+    def log_kept(self, files: Mapping[str, Path]) -> None:
+        """Files by the name that they are to have."""
+        self._append("files", {"files": files})
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
-        for name, value in tags.items():
-            self._client.set_tag(self.id, name, str(value))
+        self._append("tags", tags=_texts(tags))
 
-    def log_model(self, bundle: Path) -> str:
-        """Version a bundle as an MLflow model that takes raw columns; returns its URI. No pickle: code and files."""
-        here = Path(__file__).parent
-        with _quiet():
-            info = mlflow.pyfunc.log_model(
-                name="model",
-                python_model=str(here / "serving.py"),
-                artifacts={"bundle": str(bundle)},
-                code_paths=[str(here)],
-                pip_requirements=_requirements(),
-            )
-        return str(info.model_uri)
+    def log_model(self, bundle: Path) -> None:
+        """Version a bundle as an MLflow model that takes raw columns. No pickle: code and files."""
+        self.log_kept_model(files_of(bundle))
+
+    def log_kept_model(self, bundle: Mapping[str, Path]) -> None:
+        self._append("model", _with_code(bundle), **_about(bundle))
+
+    def register(self, name: str, bundle: Path, tags: Mapping[str, Any]) -> None:
+        """Give the bundle a version under `name`, with the alias `champion`; the same bundle keeps the version it has."""
+        self.register_kept(name, files_of(bundle), tags)
+
+    def register_kept(
+        self, name: str, bundle: Mapping[str, Path], tags: Mapping[str, Any], champion: bool = True
+    ) -> None:
+        self._append("version", _with_code(bundle), name=name, tags=_texts(tags), champion=champion, **_about(bundle))
 
     def log_trial(
         self, number: int, params: Mapping[str, Any], state: str, history: Sequence[Mapping[str, float]]
     ) -> None:
         """A trial of a search as a child run, with its parameters and curves."""
-        tags = _texts({"stage": "search", "trial": number, "trial.state": state, "mlflow.parentRunId": self.id})
-        metrics, now = _curves(history), _now()
+        self._append("trial", number=number, params=_param_texts(params), state=state, metrics=_curves(history))
 
-        def write() -> None:
-            child = self._client.create_run(self._experiment, now, tags, f"trial {number}").info.run_id
-            self._client.log_batch(child, metrics[:MAX_METRICS], _params(params))
-            for start in range(MAX_METRICS, len(metrics), MAX_METRICS):
-                self._client.log_batch(child, metrics[start : start + MAX_METRICS])
-            self._client.set_terminated(child, "FAILED" if state == "failed" else "FINISHED")
+    def end(self, status: Status) -> None:
+        self._append("end", status=status)
 
-        self._writer.call(write)
+    def _append(self, kind: str, kept: Mapping[str, Mapping[str, Path]] = {}, /, **fields: Any) -> None:
+        """Note an event; `kept` are files that it speaks of, by their name under the name of a folder."""
+        if self._spool is None:
+            return
+        try:
+            places = {folder: self._spool.keep(files, folder) for folder, files in kept.items()}
+            self._spool.append(kind, **places, **fields)
+        except OSError as error:
+            self._spool = None
+            print(f"tracking: nothing more is noted: {error.filename or SPOOLS}: {error.strerror or error}", flush=True)
 
 
-def _curves(history: Sequence[Mapping[str, float]], prefix: str = "") -> list[Metric]:
+def files_of(path: Path) -> dict[str, Path]:
+    """The files of a folder, or a file, by their name in it."""
+    assert path.exists(), path
+    if path.is_file():
+        return {path.name: path}
+    return {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+def _with_code(bundle: Mapping[str, Path]) -> dict[str, Mapping[str, Path]]:
+    """What an MLflow model is made of: a bundle, and the code that it is used with."""
+    code = {name: file for name, file in files_of(Path(__file__).parent).items() if file.suffix == ".py"}
+    return {"bundle": bundle, "pipeline": code}
+
+
+def _about(bundle: Mapping[str, Path]) -> dict[str, Any]:
+    with bundle["model.json"].open("rb") as file:
+        return {"digest": hashlib.file_digest(file, "sha256").hexdigest(), "requirements": _requirements()}
+
+
+def _curves(history: Sequence[Mapping[str, float]], prefix: str = "") -> list[tuple[str, float, int]]:
     return [
-        Metric(prefix + re.sub("^(train|val)_", r"\1/", name), float(value), _now(), int(row["epoch"]))
+        (prefix + re.sub("^(train|val)_", r"\1/", name), float(value), int(row["epoch"]))
         for row in history
         for name, value in row.items()
         if name != "epoch"
     ]
 
 
-def _params(params: Mapping[str, Any]) -> list[Param]:
-    return [Param(name, without_secret(_text(value))[:MAX_VALUE]) for name, value in params.items()]
+def _param_texts(params: Mapping[str, Any]) -> dict[str, str]:
+    return {name: without_secret(_text(value))[:MAX_VALUE] for name, value in params.items()}
 
 
 @contextmanager
 def stage_run(stage: str, config: Config, tags: Mapping[str, Any] = {}) -> Iterator[Run]:
     """One run of a stage, such as `train` or `evaluate@train`, with its parameters and where it came from.
 
-    A stage that fails, is interrupted or terminated leaves its run marked so.
+    A stage that fails, is interrupted or terminated leaves its run marked so; run again, it goes on with that run.
     """
-    connect(config.tracking)
     entry = stage_entry(stage)
-    known = {"stage": stage.partition("@")[0], "stage.key": stage_key(entry), **_origin(), **tags}
-    with mlflow.start_run(run_name=stage, tags=_texts(known)) as active:
-        writer = Writer()
-        try:
-            run = Run(MlflowClient(), active.info.run_id, active.info.experiment_id, writer)
-            run.log_params(_in_force(config, entry["params"]))
-            yield run
-        finally:
-            writer.close()
+    key = stage_key(entry)
+    spool = _begin(stage, key)
+    run, writer = Run(spool), None if spool is None else Writer(config.tracking, spool)
+    status: Status = "FINISHED"
+    try:
+        run.start(stage, key, config.tracking, origin() | _texts(tags))
+        run.log_params(in_force(config, entry["params"]))
+        yield run
+    except Exception:
+        status = "FAILED"
+        raise
+    except BaseException:  # Ctrl-C or SIGTERM
+        status = "KILLED"
+        raise
+    finally:
+        run.end(status)
+        left = writer.close() if writer is not None else None
+        if left is not None:
+            print(left, flush=True)
 
 
-def _in_force(config: Config, watched: Mapping[str, Any]) -> dict[str, Any]:
+def _begin(stage: str, key: str) -> Spool | None:
+    try:
+        return spools.begin(project_root() / SPOOLS, stage, key)
+    except OSError as error:
+        print(f"tracking: off, {error.filename or SPOOLS} cannot be written: {error.strerror or error}", flush=True)
+        return None
+
+
+def in_force(config: Config, watched: Mapping[str, Any]) -> dict[str, Any]:
     """The watched parameters with their values, also those that a preset gives or params.yaml leaves out."""
     values = flatten(config.model_dump(mode="json", by_alias=True))
     sections = {name.rpartition(".")[0] for name in watched if "." in name}
@@ -214,26 +226,31 @@ def tracking_uri(tracking: Tracking) -> str:
     return uri or f"sqlite:///{project_root() / 'mlflow.db'}"
 
 
-def connect(tracking: Tracking) -> None:
-    """Point MLflow at the database or server, made if it is the project's own; select the experiment."""
-    uri = tracking_uri(tracking)
-    root = project_root()
-    if uri == f"sqlite:///{root / 'mlflow.db'}":
-        make_database(root / "mlflow.db")
-    mlflow.set_tracking_uri(uri)
-    try:
-        if mlflow.get_experiment_by_name(tracking.experiment) is None:
-            # A bare sqlite URI would put artifacts under whatever folder the process runs in.
-            location = (root / "mlruns").as_uri() if uri.startswith("sqlite:") else None
-            try:
-                mlflow.create_experiment(tracking.experiment, artifact_location=location)
-            except MlflowException:
-                if mlflow.get_experiment_by_name(tracking.experiment) is None:  # else another stage was faster
-                    raise
-        mlflow.set_experiment(tracking.experiment)
-    except MlflowException as error:
-        why = str(error).splitlines()[0]
-        raise UserError(_without_secret(f"tracking: {uri} does not answer: {why}")[:300]) from None
+def connect(tracking: Tracking) -> MlflowClient:
+    """MLflow's client for the database or server that runs go to."""
+    return MlflowClient(tracking_uri(tracking))
+
+
+def make_own_database(tracking: Tracking) -> None:
+    """Where runs go to the project's own database: see that there is one."""
+    own = project_root() / "mlflow.db"
+    if tracking_uri(tracking) == f"sqlite:///{own}":
+        make_database(own)
+
+
+def experiment_id(client: MlflowClient, name: str) -> str:
+    """The experiment of this name, made if it is missing."""
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        # A bare sqlite URI would put artifacts under whatever folder the process runs in.
+        location = (project_root() / "mlruns").as_uri() if client.tracking_uri.startswith("sqlite:") else None
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException:
+            found = client.get_experiment_by_name(name)
+            if found is None:  # else another stage was faster
+                raise
+    return str(found.experiment_id)
 
 
 def serve(tracking: Tracking, port: int) -> None:
@@ -244,7 +261,7 @@ def serve(tracking: Tracking, port: int) -> None:
     uri = tracking_uri(tracking)
     if uri.startswith(("http://", "https://")):
         raise UserError(f"the runs of this project are on a server: open {_without_secret(uri)}")
-    connect(tracking)
+    make_own_database(tracking)
     print(f"MLflow UI: http://127.0.0.1:{port} in some 20 seconds (Ctrl-C ends it)", flush=True)
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # not on the command line, where everybody could read its password
@@ -263,6 +280,8 @@ def serve(tracking: Tracking, port: int) -> None:
 
 def make_database(path: Path) -> None:
     """A whole database or none: made under another name, behind a lock, then renamed."""
+    if path.exists():
+        return
     with FileLock(path.with_suffix(".lock")):
         if path.exists():
             return
@@ -291,7 +310,7 @@ def stage_entry(stage: str) -> dict[str, Any]:
             value = value[key]
         flat |= flatten({wanted: value})
     deps = [str(dep).replace("${item.model}", item) for dep in declared.get("deps", [])]
-    return {"params": flat, "deps": {dep: _content(Path(dep)) for dep in deps}}
+    return {"params": flat, "deps": {dep: content(Path(dep)) for dep in deps}}
 
 
 def state(stage: str) -> tuple[Path, str, str]:
@@ -304,17 +323,17 @@ def stage_key(entry: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(entry, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-def _content(path: Path) -> str:
+def content(path: Path) -> str:
     """The sum that dvc.lock has for a file, or for a folder (of the sums of its files)."""
     if path.is_file():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "md5").hexdigest()
     found = sorted((file.relative_to(path).as_posix(), file) for file in path.rglob("*") if file.is_file())
-    listing = [{"md5": _content(file), "relpath": name} for name, file in found]
+    listing = [{"md5": content(file), "relpath": name} for name, file in found]
     return hashlib.md5(json.dumps(listing, sort_keys=True).encode()).hexdigest() + ".dir"
 
 
-def _origin() -> dict[str, str]:
+def origin() -> dict[str, str]:
     """The commit, whether files differ from it, and the DVC experiment if there is one."""
 
     def git(*arguments: str) -> str:
@@ -329,22 +348,327 @@ def _origin() -> dict[str, str]:
     return {name: value for name, value in tags.items() if value}
 
 
-# ------------------------------------------------------------------------------------------------------ the registry
+# --------------------------------------------------------------------------------------------------------- to MLflow
 
 
-def register(name: str, bundle: Path, digest: str, tags: Mapping[str, Any], run: Run) -> int:
-    """Give the bundle a version under `name` with the alias `champion`; the same bundle keeps the version it has."""
-    client = MlflowClient()
-    version = next(
-        (v.version for v in client.search_model_versions(f"name = '{name}'") if v.tags.get("bundle.sha256") == digest),
-        None,
-    )
-    if version is None:
-        uri = run.log_model(bundle)
-        with _quiet():
-            version = mlflow.register_model(uri, name, tags=_texts({"bundle.sha256": digest, **tags})).version
-    client.set_registered_model_alias(name, "champion", version)
-    return int(version)
+class Delivery:
+    """Brings the events of a spool to MLflow, in order. What is brought a second time makes no double there:
+
+    a run is known by its tag `execution`, a trial by its number, a model by its sum, and a metric by its time.
+    """
+
+    def __init__(self, client: MlflowClient, spool: Spool, progress: "Progress") -> None:
+        self._client, self._spool, self._progress = client, spool, progress
+        first, _ = spool.events()[0]
+        self._experiment = experiment_id(client, first["experiment"])
+        progress.made()
+        self._run, self._trials = "", dict[int, str]()
+        self._find()
+        # A database that was removed, or another server, has nothing of it yet.
+        self._again = bool(self._run)
+        self._at = spool.sent if self._run else 0
+
+    def send(self) -> None:
+        """All events that wait."""
+        self._spool.flush()
+        for kind, group in itertools.groupby(self._spool.events(self._at), key=lambda pair: pair[0]["kind"]):
+            events, ends = zip(*group, strict=True)
+            # Numbers are many and small, and go together.
+            parts = (
+                [(events, ends[-1])]
+                if kind == "metrics"
+                else [((e,), end) for e, end in zip(events, ends, strict=True)]
+            )
+            for part, end in parts:
+                try:
+                    self._bring(kind, part)
+                except MlflowException as error:
+                    if kind == "run" or not _refused(error):
+                        raise
+                    print(f"tracking: MLflow refuses {kind}: {_reason(error)}", flush=True)
+                self._spool.sent = self._at = end
+                self._progress.made()
+
+    def _bring(self, kind: str, events: Sequence[Event]) -> None:
+        event = events[0]
+        match kind:
+            case "run":
+                self._start(event)
+            case "params":
+                self._log(self._run, params=event["params"])
+            case "metrics":
+                self._log(self._run, metrics=[metric for event in events for metric in _metrics(event)])
+            case "tags":
+                self._log(self._run, tags=event["tags"])
+            case "files":
+                self._client.log_artifacts(self._run, str(self._spool.path(event["files"])))
+            case "trial":
+                self._trial(event)
+            case "model":
+                self._model(event)
+            case "version":
+                self._version(event)
+            case "end":
+                if self._again:
+                    self._find()
+                self._client.set_terminated(self._run, event["status"], event["time"])
+            case _:
+                raise AssertionError(kind)
+
+    def _start(self, event: Event) -> None:
+        tags = event["tags"] | {"execution": self._spool.execution}
+        if not self._run:
+            self._run = self._client.create_run(self._experiment, event["time"], tags, event["name"]).info.run_id
+            return
+        self._client.update_run(self._run, "RUNNING")
+        self._log(self._run, tags=tags)
+
+    def _trial(self, event: Event) -> None:
+        number = event["number"]
+        tags = {"stage": "search", "trial": str(number), "trial.state": event["state"], "mlflow.parentRunId": self._run}
+        if number not in self._trials:
+            created = self._client.create_run(self._experiment, event["time"], tags, f"trial {number}")
+            self._trials[number] = created.info.run_id
+        self._log(self._trials[number], _metrics(event), event["params"])
+        status = "FAILED" if event["state"] == "failed" else "FINISHED"
+        self._client.set_terminated(self._trials[number], status, event["time"])
+
+    def _log(
+        self, run: str, metrics: Sequence[Metric] = (), params: Mapping[str, str] = {}, tags: Mapping[str, str] = {}
+    ) -> None:
+        """In as few calls as it takes."""
+        parts = (
+            _chunks(metrics, MAX_METRICS),
+            _chunks([Param(*item) for item in params.items()], MAX_PARAMS),
+            _chunks([RunTag(*item) for item in tags.items()], MAX_PARAMS),
+        )
+        for few in itertools.zip_longest(*parts, fillvalue=()):
+            self._client.log_batch(run, *few)
+
+    def _model(self, event: Event) -> LoggedModel:
+        """The model of this run with this sum: the one that is there, else made from the files that were kept."""
+        of_run = self._client.search_logged_models([self._experiment], f"source_run_id = '{self._run}'")
+        known = [model for model in of_run if model.tags.get("bundle.sha256") == event["digest"]]
+        whole = next((model for model in known if model.status == LoggedModelStatus.READY), None)
+        if whole is not None:
+            return whole
+        for torn in known:
+            self._client.delete_logged_model(torn.model_id)
+        run, tags = self._client.get_run(self._run), {"bundle.sha256": event["digest"]}
+        model = self._client.create_logged_model(self._experiment, "model", self._run, tags, run.data.params)
+        with tempfile.TemporaryDirectory() as folder, self._progress.at_work():
+            with _quiet():
+                mlflow.pyfunc.save_model(
+                    f"{folder}/model",
+                    python_model=str(self._spool.path(event["pipeline"]) / "serving.py"),
+                    artifacts={"bundle": str(self._spool.path(event["bundle"]))},
+                    code_paths=[str(self._spool.path(event["pipeline"]))],
+                    pip_requirements=event["requirements"],
+                    mlflow_model=mlflow.models.Model(
+                        artifact_path=model.artifact_location,
+                        run_id=self._run,
+                        model_uuid=model.model_id,
+                        model_id=model.model_id,
+                    ),
+                )
+            self._progress.made()
+            self._client.log_model_artifacts(model.model_id, f"{folder}/model")
+        self._client.log_outputs(self._run, [LoggedModelOutput(model.model_id, step=0)])
+        return self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+
+    def _version(self, event: Event) -> None:
+        name, sum_ = event["name"], {"bundle.sha256": event["digest"]}
+        try:
+            self._client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        versions = self._client.search_model_versions(f"name = '{name}'")
+        version = next((v for v in versions if v.tags.get("bundle.sha256") == event["digest"]), None)
+        if version is None:
+            model = self._model(event)
+            tags = sum_ | event["tags"]
+            source = f"models:/{model.model_id}"
+            version = self._client.create_model_version(name, source, self._run, tags, model_id=model.model_id)
+        if event["champion"]:
+            self._client.set_registered_model_alias(name, "champion", version.version)
+        self._log(self._run, tags={"version": str(version.version)})
+
+    def _find(self) -> None:
+        """The run and its trials, if MLflow has them. Of doubles, as of a server that hangs and goes on, one stays."""
+        found = self._only(f"tags.execution = '{self._spool.execution}'", lambda run: "")
+        if found:
+            self._run = found[""]
+            trials = self._only(f"tags.mlflow.parentRunId = '{self._run}'", lambda run: run.data.tags["trial"])
+            self._trials = {int(number): run for number, run in trials.items()}
+
+    def _only(self, which: str, of: Callable[[mlflow.entities.Run], str]) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for run in _all_runs(self._client, self._experiment, which):
+            if found.setdefault(of(run), run.info.run_id) != run.info.run_id:
+                self._client.delete_run(run.info.run_id)
+        return found
+
+
+def _all_runs(client: MlflowClient, experiment: str, which: str) -> list[mlflow.entities.Run]:
+    found: list[mlflow.entities.Run] = []
+    token = None
+    while True:
+        page = client.search_runs([experiment], which, order_by=["attributes.start_time ASC"], page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+def _chunks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def is_tracked(tracking: Tracking, key: str) -> bool:
+    """Whether MLflow has a finished run with this `stage.key`. Raises `UserError` if it does not answer."""
+    which = f"tags.`stage.key` = '{key}' and attributes.status = 'FINISHED'"
+    try:
+        client = connect(tracking)
+        return bool(client.search_runs([experiment_id(client, tracking.experiment)], which, max_results=1))
+    except MlflowException as error:
+        raise UserError(f"{_no_answer(tracking)} ({_reason(error)})") from None
+
+
+def _no_answer(tracking: Tracking) -> str:
+    return f"tracking: {without_secret(tracking_uri(tracking))} does not answer"
+
+
+def _metrics(event: Event) -> list[Metric]:
+    return [Metric(name, value, event["time"], step) for name, value, step in event["metrics"]]
+
+
+def _refused(error: MlflowException) -> bool:
+    """Whether it would be the same the next time."""
+    return error.error_code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")
+
+
+def _reason(error: Exception) -> str:
+    return _without_secret(next(iter(str(error).splitlines()), type(error).__name__))[:160]
+
+
+class Progress:
+    """Since when sending has stood still."""
+
+    def __init__(self) -> None:
+        self._last, self._at_work = time.monotonic(), False
+
+    def made(self) -> None:
+        self._last = time.monotonic()
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """What is done here takes its time, but waits for nobody."""
+        self._at_work = True
+        try:
+            yield
+        finally:
+            self._at_work = False
+            self.made()
+
+    @property
+    def standing(self) -> float:
+        return 0.0 if self._at_work else time.monotonic() - self._last
+
+
+class Writer:
+    """Sends what waits in the spools, then what the stage logs, from a thread of its own, at most once a second.
+
+    Nothing waits for it but `close`, and that only as long as it gets on.
+    """
+
+    def __init__(self, tracking: Tracking, spool: Spool | None) -> None:
+        self._tracking, self._spool, self._root = tracking, spool, project_root() / SPOOLS
+        self._progress, self._closing, self._given_up = Progress(), threading.Event(), threading.Event()
+        self._client: MlflowClient | None = None
+        self._delivery: Delivery | None = None
+        self._failure: Exception | None = None
+        self.n_replayed = 0
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def close(self, patience: float | None = None) -> str | None:
+        """Wait until everything is sent, or sending stands still; returns what to tell about what is left."""
+        patience = PATIENCE if patience is None else patience
+        self._progress.made()
+        self._closing.set()
+        stood, seen = 0.0, time.monotonic()
+        while self._thread.is_alive() and stood < patience:
+            self._thread.join(0.05)
+            before, seen = seen, time.monotonic()
+            # All halts count together: what gets on a little and halts again would hold a stage for long.
+            stood += seen - before if self._progress.standing > HALT else 0.0
+        self._given_up.set()
+        if not self._thread.is_alive() and self._failure is None:
+            return None
+        why = _reason(self._failure) if self._failure is not None else f"waited {patience:g} s"
+        return (
+            f"{_no_answer(self._tracking)} ({why}); "
+            f"{spools.n_waiting(self._root)} events wait in {SPOOLS}, sent by the next stage or python -m pipeline sync"
+        )
+
+    def _run(self) -> None:
+        pause, spool = SECONDS_BETWEEN_WRITES, self._spool
+        try:
+            while not self._given_up.is_set():
+                last = self._closing.is_set()  # asked before: what was logged until then is sent below
+                try:
+                    self._send()
+                    pause, self._failure = SECONDS_BETWEEN_WRITES, None
+                except Exception as error:  # told by `close`
+                    pause, self._failure = min(2 * pause, MAX_PAUSE), error
+                    self._client = self._delivery = None
+                if last:
+                    return
+                self._closing.wait(pause)
+        finally:
+            if spool is not None:
+                spool.lock.release()
+
+    def _send(self) -> None:
+        if self._client is None:
+            with self._progress.at_work():
+                make_own_database(self._tracking)
+                if not tracking_uri(self._tracking).startswith("http"):
+                    # MLflow imports it when it is first used, which takes seconds on a busy machine.
+                    importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
+            client = connect(self._tracking)
+            self._progress.made()
+            self._replay(client)
+            self._client = client
+        if self._spool is not None:
+            if self._delivery is None and self._spool.events():
+                self._delivery = Delivery(self._client, self._spool, self._progress)
+            if self._delivery is not None:
+                self._delivery.send()
+                if self._spool.status == "FINISHED":
+                    self._spool.remove()
+                    self._spool, self._delivery = None, None
+
+    def _replay(self, client: MlflowClient) -> None:
+        waiting = spools.waiting(self._root)
+        try:
+            for spool in waiting:
+                if self._given_up.is_set():
+                    return
+                try:
+                    Delivery(client, spool, self._progress).send()
+                except MlflowException as error:
+                    if not _refused(error):
+                        raise
+                    print(f"tracking: MLflow refuses {spool.folder}: {_reason(error)}", flush=True)
+                    continue
+                self.n_replayed += 1
+                if spool.status == "FINISHED":
+                    spool.remove()
+        finally:
+            for spool in waiting:
+                spool.lock.release()
 
 
 def _requirements() -> list[str]:
@@ -365,7 +689,7 @@ def _requirements() -> list[str]:
 
 
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:
-    return {name: str(value) for name, value in values.items()}
+    return {name: without_secret(str(value)) for name, value in values.items()}
 
 
 def _text(value: Any) -> str:

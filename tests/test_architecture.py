@@ -54,7 +54,12 @@ JUDGEMENT = {
     "baseline": {"preprocessing", "schema"},
     "champion": {"bundle", "errors", "metrics", "settings"},
 }
-EDGE = {"tracking": {"config", "console", "errors", "settings"}, "serving": {"bundle"}}
+EDGE = {
+    "spool": set(),
+    "tracking": {"config", "console", "errors", "settings", "spool"},
+    "sync": {"config", "errors", "settings", "spool", "tracking"},
+    "serving": {"bundle"},
+}
 MAY_IMPORT = GROUND | TABLE | NETWORK | JUDGEMENT | EDGE
 STAGES = sorted(path.stem for path in (PACKAGE / "stages").glob("*.py") if path.stem != "__init__")
 DVC = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())

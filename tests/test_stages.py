@@ -229,7 +229,7 @@ def test_a_stage_reads_no_parameter_that_dvc_does_not_watch(
             read.add(dotted)
             return value
 
-    monkeypatch.setattr(tracking, "_in_force", lambda config, watched: watched)  # logs what is watched, and no more
+    monkeypatch.setattr(tracking, "in_force", lambda config, watched: watched)  # logs what is watched, and no more
     load = config.load
     declared = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())["stages"]
     for stage in CHAIN:

@@ -8,11 +8,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Run
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from pipeline import config, tracking
@@ -22,12 +22,27 @@ from pipeline.settings import Tracking
 IRIS = {"data.source": "sklearn:iris", "data.target": "target", "data.task": "multiclass"}
 
 
-def only_run() -> Run:
-    client = MlflowClient(tracking.tracking_uri(config.load().tracking))
-    experiment = client.get_experiment_by_name("nycflights")
+def here() -> MlflowClient:
+    return MlflowClient(tracking.tracking_uri(config.load().tracking))
+
+
+def all_runs() -> list[Run]:
+    experiment = here().get_experiment_by_name("nycflights")
     assert experiment is not None
-    (run,) = client.search_runs([experiment.experiment_id])
+    return list(here().search_runs([experiment.experiment_id]))
+
+
+def only_run() -> Run:
+    (run,) = all_runs()
     return run
+
+
+def curve(run: Run, name: str = "val/loss") -> list[tuple[int, float]]:
+    return [(point.step, point.value) for point in here().get_metric_history(run.info.run_id, name)]
+
+
+def spooled() -> list[Path]:
+    return sorted(path.parent for path in Path(".state/runs").glob("*/events.jsonl"))
 
 
 def test_the_variable_wins_over_the_parameter_and_the_parameter_over_the_project(
@@ -92,7 +107,7 @@ def test_a_stage_that_fails_leaves_a_failed_run(project: Callable[..., Path]) ->
     assert only_run().info.status == "FAILED"
 
 
-def test_a_terminated_stage_leaves_a_failed_run(project: Callable[..., Path]) -> None:
+def test_a_terminated_stage_leaves_a_killed_run(project: Callable[..., Path]) -> None:
     folder = project(IRIS)
     code = """
 import time
@@ -108,7 +123,7 @@ console.run(main)
         assert process.stdout.readline() == "running\n"
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 128 + signal.SIGTERM
-    assert only_run().info.status == "FAILED"
+    assert only_run().info.status == "KILLED"
 
 
 def _make(path: str) -> None:
@@ -128,81 +143,229 @@ def test_several_processes_make_one_whole_database(tmp_path: Path) -> None:
     assert not path.with_suffix(".new").exists()
 
 
-def test_a_dead_server_is_named_within_seconds_and_without_its_password(
+# ------------------------------------------------------------------------------------- one run, whatever happens to it
+
+
+def rows(*epochs: int) -> list[dict[str, float]]:
+    return [{"epoch": epoch, "val_loss": 1 / epoch} for epoch in epochs]
+
+
+def interrupted(*epochs: int, trials: int = 0, error: type[BaseException] = KeyboardInterrupt) -> None:
+    def stage() -> None:
+        with tracking.stage_run("fetch", config.load()) as run:
+            run.log_epochs(rows(*epochs))
+            for number in range(trials):
+                run.log_trial(number, {"train.lr": 0.1}, "complete", rows(1, 2))
+            raise error
+
+    with pytest.raises(error):
+        stage()
+
+
+def test_what_is_sent_and_finished_leaves_no_spool(project: Callable[..., Path]) -> None:
+    project(IRIS)
+    with tracking.stage_run("fetch", config.load()):
+        pass
+    assert spooled() == []
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_an_interrupted_run_is_gone_on_with_and_has_each_step_and_trial_once(
+    project: Callable[..., Path], error: type[BaseException]
+) -> None:
+    project(IRIS)
+    interrupted(1, 2, 3, trials=2, error=error)
+    first = next(run for run in all_runs() if run.info.run_name == "fetch")
+    assert first.info.status == ("KILLED" if error is KeyboardInterrupt else "FAILED")
+    with tracking.stage_run("fetch", config.load()) as run:
+        run.log_epochs(rows(2, 3, 4))
+        for number in range(3):
+            run.log_trial(number, {"train.lr": 0.1}, "complete", rows(1, 2))
+    runs = {run.info.run_name: run for run in all_runs()}
+    assert set(runs) == {"fetch", "trial 0", "trial 1", "trial 2"}
+    assert len(all_runs()) == 4
+    assert runs["fetch"].info.run_id == first.info.run_id
+    assert runs["fetch"].info.status == "FINISHED"
+    assert curve(runs["fetch"]) == [(epoch, 1 / epoch) for epoch in (1, 2, 3, 4)]
+    assert curve(runs["trial 0"]) == [(1, 1.0), (2, 0.5)]
+    assert spooled() == []
+
+
+def test_other_parameters_begin_another_run(project: Callable[..., Path]) -> None:
+    folder = project(IRIS)
+    interrupted(1)
+    (folder / "params.yaml").write_text((folder / "params.yaml").read_text().replace("sklearn:iris", "sklearn:wine"))
+    with tracking.stage_run("fetch", config.load()) as run:
+        run.log_epochs(rows(1))
+    assert sorted(run.info.status for run in all_runs()) == ["FINISHED", "KILLED"]
+
+
+def test_events_sent_again_make_no_doubles(project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a kill between sending and noting that it is sent, at each event."""
+    project(IRIS)
+    write = tracking.Spool.sent.fset
+    assert write is not None
+    monkeypatch.setattr(tracking.Spool, "remove", lambda spool: None)
+    monkeypatch.setattr(tracking.Spool, "sent", tracking.Spool.sent.setter(lambda spool, end: None))
+    with tracking.stage_run("fetch", config.load()) as run:
+        run.log_epochs(rows(1, 2))
+        run.set_tags({"a": "b"})
+        run.log_trial(0, {"train.lr": 0.1}, "complete", rows(1))
+        run.log_files(Path("params.yaml"))
+    before = {run.info.run_id: (run.data, curve(run)) for run in all_runs()}
+    assert len(before) == 2
+    for _ in range(2):
+        writer = tracking.Writer(config.load().tracking, None)
+        assert writer.close() is None
+        assert writer.n_replayed == 1
+    assert {run.info.run_id: curve(run) for run in all_runs()} == {run: points for run, (_, points) in before.items()}
+    assert {run.info.status for run in all_runs()} == {"FINISHED"}
+
+
+def test_of_runs_that_a_hanging_server_made_twice_one_stays(project: Callable[..., Path]) -> None:
+    project(IRIS)
+    interrupted(1, trials=1)
+    first, trial = sorted(all_runs(), key=lambda run: str(run.info.run_name))
+    for run in (first, trial):
+        here().create_run(run.info.experiment_id, run.info.start_time + 1, run.data.tags, run.info.run_name)
+    assert len(all_runs()) == 4
+    with tracking.stage_run("fetch", config.load()) as run:
+        run.log_epochs(rows(1, 2))
+    assert len(all_runs()) == 2
+    assert curve(next(run for run in all_runs() if run.info.run_name == "fetch")) == [(1, 1.0), (2, 0.5)]
+
+
+def test_a_new_database_gets_what_the_old_one_had(project: Callable[..., Path], database: Path) -> None:
+    folder = project(IRIS)
+    interrupted(1, 2)
+    (folder / "other.db").write_bytes(database.read_bytes())
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'other.db'}"
+    try:
+        with tracking.stage_run("fetch", config.load()) as run:
+            run.log_epochs(rows(3))
+        assert curve(only_run()) == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+    finally:
+        del os.environ["MLFLOW_TRACKING_URI"]
+
+
+def test_what_mlflow_refuses_is_told_and_the_rest_goes_on(
+    project: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    project(IRIS)
+    with tracking.stage_run("fetch", config.load()) as run:
+        run.log_params({"seed": 1})
+        run.log_params({"seed": 2})
+        run.log_metrics({"rows": 3})
+    assert only_run().data.metrics == {"rows": 3.0}
+    assert capsys.readouterr().out.count("tracking: MLflow refuses params") == 1
+
+
+def test_a_model_and_its_version_are_made_once_whatever_is_sent_again(
+    project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = project(IRIS)
+    (folder / "bundle").mkdir()
+    (folder / "bundle/model.json").write_text("{}")
+    monkeypatch.setattr(tracking.Spool, "remove", lambda spool: None)
+    monkeypatch.setattr(tracking.Spool, "sent", tracking.Spool.sent.setter(lambda spool, end: None))
+    upload = MlflowClient.log_model_artifacts
+    monkeypatch.setattr(
+        MlflowClient, "log_model_artifacts", lambda *_: (_ for _ in ()).throw(OSError("as the disk is full"))
+    )
+    with tracking.stage_run("fetch", config.load()) as run:
+        run.log_model(folder / "bundle")
+        run.register("iris", folder / "bundle", {"model": "train"})
+    (folder / "bundle/model.json").unlink()
+    (folder / "bundle/model.json").write_text("what comes later")
+    monkeypatch.setattr(MlflowClient, "log_model_artifacts", upload)
+    for _ in range(2):
+        assert tracking.Writer(config.load().tracking, None).close() is None
+    (model,) = here().search_logged_models([only_run().info.experiment_id])
+    assert model.status == "READY"
+    (version,) = here().search_model_versions("name = 'iris'")
+    assert model.model_id in version.source
+    assert here().get_model_version_by_alias("iris", "champion").version == version.version
+    assert only_run().data.tags["version"] == "1"
+    (kept,) = (folder / "mlruns").rglob("model.json")
+    assert kept.read_text() == "{}"
+
+
+# ---------------------------------------------------------------------------------------------------------- the thread
+
+
+class Slow:
+    """Stands in for what brings events to MLflow."""
+
+    def __init__(self, seconds: float, error: Exception | None = None) -> None:
+        self.seconds, self.error = seconds, error
+
+    def __call__(self, *_: Any) -> "Slow":
+        return self
+
+    def send(self) -> None:
+        time.sleep(self.seconds)
+        if self.error is not None:
+            raise self.error
+
+
+def test_logging_waits_for_no_server_and_the_end_only_so_long(
+    project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project(IRIS)
+    monkeypatch.setattr(tracking, "PATIENCE", 0.5)
+    monkeypatch.setattr(tracking, "Delivery", Slow(3))
+    start = time.monotonic()
+    with tracking.stage_run("fetch", config.load()) as run:
+        run.log_epochs(rows(*range(1, 100)))
+        logged = time.monotonic()
+    assert time.monotonic() - logged < 2.5
+    assert logged - start < 1.5
+    assert "does not answer (waited 0.5 s); 4 events wait in .state/runs" in capsys.readouterr().out
+
+
+def test_a_server_that_comes_back_gets_all_of_it(
+    project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project(IRIS)
+    delivery = tracking.Delivery
+    monkeypatch.setattr(tracking, "Delivery", Slow(0, MlflowException("gone")))
+    monkeypatch.setattr(tracking, "SECONDS_BETWEEN_WRITES", 0.05)
+    with tracking.stage_run("fetch", config.load()) as run:
+        run.log_epochs(rows(1))
+        time.sleep(0.5)
+        monkeypatch.setattr(tracking, "Delivery", delivery)
+        run.log_epochs(rows(2))
+    assert curve(only_run()) == [(1, 1.0), (2, 0.5)]
+    assert "tracking" not in capsys.readouterr().out
+
+
+def test_what_is_logged_quickly_is_sent_at_most_once_in_a_while(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project(IRIS)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
-    started = time.monotonic()
-    with pytest.raises(UserError, match="does not answer") as caught, tracking.stage_run("fetch", config.load()):
-        pass
-    assert time.monotonic() - started < 60
-    assert "127.0.0.1:9" in str(caught.value)
-    assert "secret" not in str(caught.value)
+    calls = []
+    log_batch = MlflowClient.log_batch
+    monkeypatch.setattr(tracking, "SECONDS_BETWEEN_WRITES", 0.4)
+    monkeypatch.setattr(MlflowClient, "log_batch", lambda *a, **k: (calls.append(a), log_batch(*a, **k)))
+    with tracking.stage_run("fetch", config.load()) as run:
+        for epoch in range(1, 101):
+            run.log_epochs(rows(epoch))
+            time.sleep(0.01)
+    assert len(curve(only_run())) == 100
+    assert len(calls) <= 8
 
 
-# ------------------------------------------------------------------------------------------------------------ writer
-
-
-class Client:
-    """Stands in for MLflow's: keeps what it is sent, and when."""
-
-    sent: ClassVar[list[tuple[float, str, int]]] = []
-
-    def log_batch(self, run_id: str, metrics: list[Metric]) -> None:
-        self.sent.append((time.monotonic(), run_id, len(metrics)))
-
-
-@pytest.fixture
-def client(monkeypatch: pytest.MonkeyPatch) -> type[Client]:
-    monkeypatch.setattr(Client, "sent", [])
-    monkeypatch.setattr(tracking, "MlflowClient", Client)
-    return Client
-
-
-def numbers(n: int) -> list[Metric]:
-    return [Metric("val/loss", 0.5, 0, step) for step in range(n)]
-
-
-def test_what_is_logged_quickly_is_sent_at_most_once_in_a_while_and_all_of_it(
-    client: type[Client], monkeypatch: pytest.MonkeyPatch
+def test_no_secret_of_a_url_reaches_the_spool_or_the_screen(
+    project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tracking, "SECONDS_BETWEEN_WRITES", 0.2)
-    writer = tracking.Writer()
+    project(IRIS)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
     start = time.monotonic()
-    for _ in range(50):
-        writer.metrics("run", numbers(3))
-        time.sleep(0.01)
-    took = time.monotonic() - start
-    assert len(client.sent) <= 1 + took / 0.2 + 1
-    writer.close()
-    assert sum(n for _, _, n in client.sent) == 150
-
-
-def test_logging_waits_for_no_server_and_closing_does(client: type[Client], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Client, "log_batch", lambda *_, **__: time.sleep(0.5))
-    writer, start = tracking.Writer(), time.monotonic()
-    writer.metrics("run", numbers(1))
-    assert time.monotonic() - start < 0.2
-    writer.close()
-    assert time.monotonic() - start > 0.4
-
-
-def test_a_call_takes_no_more_metrics_than_mlflow_does(client: type[Client]) -> None:
-    writer = tracking.Writer()
-    writer.metrics("one", numbers(2500))
-    writer.metrics("two", numbers(1))
-    writer.close()
-    assert sum(n for _, run, n in client.sent if run == "one") == 2500
-    assert max(n for _, _, n in client.sent) <= tracking.MAX_METRICS
-    assert ("two", 1) in [(run, n) for _, run, n in client.sent]
-
-
-def test_an_error_of_the_writer_is_raised_when_it_is_closed() -> None:
-    def broken() -> None:
-        raise MlflowException("the database is gone")
-
-    writer = tracking.Writer()
-    writer.call(broken)
-    with pytest.raises(MlflowException, match="the database is gone"):
-        writer.close()
+    with tracking.stage_run("fetch", config.load(), tags={"url": "s3://key:secret@bucket/x"}) as run:
+        run.log_params({"data.source": "https://user:secret@host/t.csv?token=secret"})
+    assert time.monotonic() - start < 5
+    said = capsys.readouterr().out
+    assert said.startswith("tracking: http://127.0.0.1:9 does not answer (")
+    assert said.count("\n") == 1
+    (folder,) = spooled()
+    assert "secret" not in said + "".join(path.read_text() for path in folder.rglob("*") if path.is_file())

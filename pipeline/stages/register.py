@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from pipeline import config, console, files
-from pipeline.bundle import DESCRIPTION, copy_bundle, load_bundle
+from pipeline.bundle import copy_bundle, load_bundle
 from pipeline.champion import choose, model_card
 from pipeline.evaluation import load_scores
-from pipeline.tracking import register, stage_run
+from pipeline.tracking import stage_run
 
 CHAMPION = Path("models/champion")
 MODELS = ("train", "search", "finetune")  # the first of equals is chosen
@@ -22,12 +22,11 @@ def main() -> None:
         copy_bundle(Path("models") / choice.name, CHAMPION)
         card = model_card(bundle, choice, scores[choice.name], load_scores(Path("reports/baseline")), settings)
         files.write_text(CHAMPION / "README.md", card)
-        digest = files.sha256(CHAMPION / DESCRIPTION)
-        version = register(settings.register_.name, CHAMPION, digest, {"model": choice.name}, run)
         run.log_params(bundle.params)
         run.log_metrics(scores[choice.name])
-        run.set_tags({"model": choice.name, "version": version})
-        print(f"models:/{settings.register_.name}@champion is version {version}")
+        run.set_tags({"model": choice.name})
+        run.register(settings.register_.name, CHAMPION, {"model": choice.name})
+        print(f"{CHAMPION} is models:/{settings.register_.name}@champion")
 
 
 if __name__ == "__main__":

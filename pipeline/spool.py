@@ -1,0 +1,257 @@
+"""What stages tell MLflow, kept on disk until it is sent: a folder an execution, in it a line of JSON an event.
+
+`begin` is called by a stage, `waiting` by whoever sends. A spool belongs to the process that holds its lock, which the system
+takes from a process that dies; the lock of `root` is held only while spools are looked for.
+"""
+
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+EVENTS, SENT, LOCK, FILES = "events.jsonl", "sent", "lock", "files"
+STALE_DAYS = 7  # after which an execution that did not finish is not gone on with
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+Event = Mapping[str, Any]
+
+
+class Spool:
+    """The events of one execution of a stage. To be used by the holder of its lock."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        # Taken by the thread of a stage, released by the one that sends.
+        self.lock = FileLock(folder / LOCK, thread_local=False, blocking=False)
+        self._points: set[tuple[str, int]] = set()
+        self._trials: set[int] = set()
+
+    @property
+    def execution(self) -> str:
+        return self.folder.name.rpartition("-")[2]
+
+    def append(self, kind: str, **fields: Any) -> None:
+        """Add an event, with the time of now; a number or a trial of a former execution is not added again."""
+        if kind == "metrics":
+            fields["metrics"] = [m for m in fields["metrics"] if (m[0], m[2]) not in self._points]
+            if not fields["metrics"]:
+                return
+        if kind == "trial" and fields["number"] in self._trials:
+            return
+        line = json.dumps({"kind": kind, "time": int(time.time() * 1000), **fields}, ensure_ascii=False) + "\n"
+        with (self.folder / EVENTS).open("ab") as file:
+            file.write(line.encode("utf-8", "surrogatepass"))
+
+    def keep(self, files: Mapping[str, Path], name: str = "files") -> str:
+        """Keep files as they are now, each under a name: later stages replace them. Returns their folder, as in `path`."""
+        place = Path(FILES) / uuid.uuid4().hex[:12] / name
+        for relative, file in files.items():
+            target = self.folder / place / relative
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _link(file, target)
+        return place.as_posix()
+
+    def path(self, kept: str) -> Path:
+        return self.folder / kept
+
+    def events(self, start: int = 0) -> list[tuple[Event, int]]:
+        """The whole events from byte `start` on, each with the byte it ends at; nothing after one that is damaged."""
+        with (self.folder / EVENTS).open("rb") as file:
+            file.seek(start)
+            content = file.read()
+        found, end = [], start
+        for line in content.splitlines(keepends=True):
+            event = _parsed(line)
+            if event is None:
+                break
+            end += len(line)
+            found.append((event, end))
+        return found
+
+    @property
+    def status(self) -> Status | None:
+        """How the execution ended; None if it has not, or goes on."""
+        ended: Status | None = None
+        for event, _ in self.events():
+            if event["kind"] in ("run", "end"):  # the first begins it, or goes on with it
+                ended = event.get("status")
+        return ended
+
+    @property
+    def sent(self) -> int:
+        """The byte up to which MLflow has the events."""
+        try:
+            return min(int((self.folder / SENT).read_text()), (self.folder / EVENTS).stat().st_size)
+        except (FileNotFoundError, ValueError):
+            return 0  # nothing is lost by sending it again
+
+    @sent.setter
+    def sent(self, end: int) -> None:
+        temporary = self.folder / f"{SENT}.new"
+        temporary.write_text(str(end))
+        temporary.replace(self.folder / SENT)
+
+    @property
+    def n_waiting(self) -> int:
+        return len(self.events(self.sent))
+
+    def flush(self) -> None:
+        """Bring the events to the disk, so that they outlast a power loss."""
+        with (self.folder / EVENTS).open("rb") as file:
+            os.fsync(file.fileno())
+
+    def cut(self) -> None:
+        """Leave out what a kill in the middle of a line, or a power loss, has damaged."""
+        found, path = self.events(), self.folder / EVENTS
+        whole = found[-1][1] if found else 0
+        if path.stat().st_size > whole:  # else it keeps its date
+            os.truncate(path, whole)
+
+    def resume(self) -> None:
+        """Go on with an execution that did not finish: what it has is not appended again."""
+        for event, _ in self.events():
+            if event["kind"] == "metrics":
+                self._points |= {(name, step) for name, _, step in event["metrics"]}
+            elif event["kind"] == "trial":
+                self._trials.add(event["number"])
+
+    def remove(self) -> None:
+        # Without its events a folder is no spool: what a kill leaves of it is removed by the next stage.
+        (self.folder / EVENTS).unlink(missing_ok=True)
+        shutil.rmtree(self.folder)
+
+
+def begin(root: Path, stage: str, key: str) -> Spool:
+    """A spool for an execution of `stage`, locked: a new one, or that of an execution with this key that did not finish.
+
+    Executions whose process died are closed as KILLED.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    resumed: Spool | None = None
+    with FileLock(root / LOCK, timeout=1):
+        for spool in _free(root):
+            spool.cut()
+            same = spool.folder.name.rpartition("-")[0] == f"{stage}-{key}"
+            if resumed is None and same and spool.status != "FINISHED" and spool.events():
+                resumed = spool
+                continue
+            if spool.status is None:
+                spool.append("end", status="KILLED")
+            age = time.time() - (spool.folder / EVENTS).stat().st_mtime
+            if not spool.n_waiting and (spool.status == "FINISHED" or age > STALE_DAYS * 86_400):
+                spool.remove()
+            spool.lock.release()
+        if resumed is not None:
+            resumed.resume()
+            return resumed
+        spool = Spool(root / f"{stage}-{key}-{uuid.uuid4().hex[:12]}")
+        spool.folder.mkdir()
+        spool.lock.acquire()
+        (spool.folder / EVENTS).touch()
+        return spool
+
+
+@contextmanager
+def built(root: Path, stage: str, key: str) -> Iterator[Spool]:
+    """A spool for a run that is rebuilt: there is one a key, and it is there whole or not at all."""
+    root.mkdir(parents=True, exist_ok=True)
+    folder = root / f"{stage}-{key}-restored{key}"
+    temporary = Spool(root / f".{uuid.uuid4().hex[:12]}")
+    with FileLock(root / LOCK, timeout=1):
+        temporary.folder.mkdir()
+        temporary.lock.acquire()
+    try:
+        yield temporary
+        with FileLock(root / LOCK, timeout=1):
+            if not folder.exists():
+                temporary.folder.rename(folder)
+    finally:
+        if temporary.folder.exists():
+            shutil.rmtree(temporary.folder)
+        temporary.lock.release()
+
+
+def waiting(root: Path) -> list[Spool]:
+    """Spools of ended executions that hold events which MLflow lacks, locked, the oldest first."""
+    if not root.is_dir():
+        return []
+    found = []
+    with FileLock(root / LOCK, timeout=1):
+        for spool in _free(root):
+            if spool.status is not None and spool.n_waiting:
+                found.append(spool)
+            else:
+                spool.lock.release()
+    return sorted(found, key=lambda spool: int(spool.events()[0][0]["time"]))
+
+
+def n_waiting(root: Path) -> int:
+    """How many events MLflow lacks, those of living processes too."""
+    return sum(Spool(events.parent).n_waiting for events in root.glob(f"[!.]*/{EVENTS}"))
+
+
+def is_at_work(root: Path, stage: str, key: str) -> bool:
+    """Whether a living process executes the stage with this key, or sends what it logged."""
+    for events in root.glob(f"{stage}-{key}-*/{EVENTS}"):
+        try:
+            with Spool(events.parent).lock:
+                pass
+        except Timeout:
+            return True
+    return False
+
+
+def close_interrupted(root: Path) -> None:
+    """Close the executions whose process died as KILLED."""
+    if not root.is_dir():
+        return
+    with FileLock(root / LOCK, timeout=1):
+        for spool in _free(root):
+            spool.cut()
+            if spool.status is None:
+                spool.append("end", status="KILLED")
+            spool.lock.release()
+
+
+def _free(root: Path) -> Iterator[Spool]:
+    """The spools that no living process holds, locked; what is none yet, or no more, is removed."""
+    for folder in sorted(root.iterdir()):
+        if not folder.is_dir():
+            continue
+        spool = Spool(folder)
+        try:
+            spool.lock.acquire()
+        except Timeout:
+            continue
+        if (folder / EVENTS).exists() and not folder.name.startswith("."):
+            yield spool
+        else:
+            shutil.rmtree(folder)
+            spool.lock.release()
+
+
+def _parsed(line: bytes) -> Event | None:
+    """The event of a line; None of a torn or damaged one."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        event = json.loads(line.decode("utf-8", "surrogatepass"))
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and "kind" in event else None
+
+
+def _link(source: Path, target: Path) -> None:
+    if source.suffix == ".py":  # which people change in place
+        shutil.copyfile(source, target)
+        return
+    try:
+        target.hardlink_to(source.resolve())
+    except OSError:  # another disk, or one without links
+        shutil.copyfile(source, target)

@@ -1,0 +1,304 @@
+"""MLflow brought in line with DVC: a run for each stage of dvc.lock that has none, rebuilt from its versioned outputs."""
+
+import copy
+import csv
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipeline import config, tracking
+from pipeline import spool as spools
+from pipeline.errors import UserError
+from pipeline.settings import Config, Tracking
+
+PATIENCE = 300.0  # seconds: nothing waits for a sync, and what does not answer ends it earlier
+Outputs = Mapping[str, Path]  # files by their name below an output or a dependency
+
+
+@dataclass(frozen=True)
+class Version:
+    """What is locked, and the parameters beside it: in the working tree, or in a commit."""
+
+    name: str
+    lock: Mapping[str, Any]
+    params: Mapping[str, Any]
+    tags: Mapping[str, str]
+    here: bool
+
+    def entries(self) -> Iterator[tuple[str, "Entry"]]:
+        for stage, locked in (self.lock.get("stages") or {}).items():
+            given = (locked.get("params") or {}).get("params.yaml") or {}
+            paths = {
+                part: {one["path"]: one["md5"] for one in locked.get(part, []) if "md5" in one}
+                for part in ("deps", "outs")
+            }
+            yield stage, Entry(given, paths["deps"], paths["outs"])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A stage in dvc.lock: its parameters, and the sums of what it read and wrote."""
+
+    params: Mapping[str, Any]
+    deps: Mapping[str, str]
+    outs: Mapping[str, str]
+
+    @property
+    def flat(self) -> dict[str, Any]:
+        return {name: value for given, at in self.params.items() for name, value in config.flatten({given: at}).items()}
+
+    @property
+    def key(self) -> str:
+        """As the stage computes it when it runs."""
+        return tracking.stage_key({"params": self.flat, "deps": self.deps})
+
+
+class MissingError(Exception):
+    """A versioned file is neither in the working tree nor in DVC's cache."""
+
+
+class Objects:
+    """Versioned files by their sum, from DVC's cache or the working tree; never one that differs from its sum."""
+
+    def __init__(self) -> None:
+        found = _output(sys.executable, "-m", "dvc", "cache", "dir")
+        self._cache = Path(found.strip() or ".dvc/cache") / "files/md5"
+
+    def files(self, path: str, md5: str) -> Outputs:
+        """The files of an output, or of a dependency that is another stage's output. Raises `MissingError`."""
+        if not md5.endswith(".dir"):
+            return {Path(path).name: self._file(Path(path), md5)}
+        listing = self._cached(md5)
+        if listing is not None:
+            names = {one["relpath"]: one["md5"] for one in json.loads(listing.read_bytes())}
+        elif Path(path).is_dir() and tracking.content(Path(path)) == md5:
+            names = {name: tracking.content(file) for name, file in tracking.files_of(Path(path)).items()}
+        else:
+            raise MissingError(path)
+        return {name: self._file(Path(path) / name, one) for name, one in names.items()}
+
+    def _file(self, here: Path, md5: str) -> Path:
+        cached = self._cached(md5)
+        if cached is not None:
+            return cached
+        if here.is_file() and tracking.content(here) == md5:
+            return here
+        raise MissingError(here.as_posix())
+
+    def _cached(self, md5: str) -> Path | None:
+        path = self._cache / md5[:2] / md5[2:]
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            return path if hashlib.file_digest(file, "md5").hexdigest() == md5.removesuffix(".dir") else None
+
+
+def sync(all_commits: bool = False) -> None:
+    """Send what waits, then rebuild the runs that are missing. Raises `UserError` if MLflow does not answer."""
+    settings = config.load().tracking
+    root = tracking.project_root() / tracking.SPOOLS
+    spools.close_interrupted(root)
+    _send(root, settings, "sent: {} that waited")
+
+    versions = [*(_commits() if all_commits else []), _working_tree()]
+    missing, built, seen = list[str](), 0, set[str]()
+    objects = Objects()
+    for version in versions:
+        for stage, entry in version.entries():
+            if entry.key in seen:
+                continue
+            seen.add(entry.key)
+            # A stage that is at work has its run, and sends it.
+            if spools.is_at_work(root, stage, entry.key) or tracking.is_tracked(settings, entry.key):
+                continue
+            try:
+                with spools.built(root, stage, entry.key) as spool:
+                    run = tracking.Run(spool)
+                    run.start(stage, entry.key, settings, {**version.tags, "restored": "true"})
+                    _rebuild(run, stage, entry, version, objects)
+                    run.end("FINISHED")
+                    if not run.works:
+                        raise UserError(f"{root} cannot be written: free some space, or see who owns it")
+                built += 1
+            except MissingError as error:
+                missing.append(f"{stage} of {version.name}: {error}")
+            except UserError:
+                raise
+            except (KeyError, ValueError) as error:
+                print(f"{stage} of {version.name} is not as this version writes it ({error}), and left out")
+    _send(root, settings, "restored: {}")
+    if not built:
+        print(f"all {len(seen)} stages that can be rebuilt have their run")
+    if missing:
+        remedy = "dvc fetch --all-commits (and dvc exp pull)" if all_commits else "dvc pull"
+        more = ", …" if len(missing) > 3 else ""
+        print(f"{len(missing)} runs lack objects ({'; '.join(missing[:3])}{more}): run {remedy}, then this again")
+
+
+def _send(root: Path, settings: Tracking, said: str) -> None:
+    writer = tracking.Writer(settings, None)
+    left = writer.close(PATIENCE)
+    if left is not None:
+        raise UserError(left)
+    if writer.n_replayed:
+        print(said.format(f"{writer.n_replayed} runs"), flush=True)
+
+
+# ----------------------------------------------------------------------------------------------------------- versions
+
+
+def _working_tree() -> Version:
+    lock = Path("dvc.lock")
+    if not lock.exists():
+        raise UserError("dvc.lock is missing: run dvc repro")
+    return Version(
+        "the working tree",
+        _yaml("dvc.lock", lock.read_text(encoding="utf-8")),
+        _yaml("params.yaml", config.PATH.read_text(encoding="utf-8")),
+        tracking.origin(),
+        here=True,
+    )
+
+
+def _commits() -> Iterator[Version]:
+    """Each commit of a branch, a tag or a DVC experiment that changed dvc.lock, the oldest first."""
+    experiments = dict[str, str]()
+    for line in _output("git", "for-each-ref", "refs/exps", "--format=%(objectname) %(refname)").splitlines():
+        commit, _, name = line.partition(" ")
+        # refs/exps/ab/cdef…/name; others are of DVC's own doings
+        if len(name.split("/")) == 5 and len(name.split("/")[2]) == 2:
+            experiments[commit] = name.rpartition("/")[2]
+    listed = _output(
+        "git",
+        "rev-list",
+        "--reverse",
+        "--topo-order",
+        "--branches",
+        "--tags",
+        "--remotes",
+        *experiments,
+        "--",
+        "dvc.lock",
+    )
+    for commit in listed.split():
+        lock, params = (_output("git", "show", f"{commit}:./{name}") for name in ("dvc.lock", "params.yaml"))
+        name = experiments.get(commit, commit[:7])
+        tags = {"git.commit": commit, "git.dirty": "false"}
+        if commit in experiments:
+            tags["dvc.exp"] = experiments[commit]
+        yield Version(
+            name, _yaml(f"dvc.lock of {name}", lock), _yaml(f"params.yaml of {name}", params), tags, here=False
+        )
+
+
+def _yaml(name: str, text: str) -> Mapping[str, Any]:
+    try:
+        values = YAML(typ="safe", pure=True).load(text)
+    except YAMLError:
+        raise UserError(f"{name} is not YAML: git checkout it, or run dvc repro") from None
+    return values if isinstance(values, dict) else {}
+
+
+def _output(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout if done.returncode == 0 else ""
+
+
+# --------------------------------------------------------------------------------------------------------------- runs
+
+
+def _rebuild(run: tracking.Run, stage: str, entry: Entry, version: Version, objects: Objects) -> None:
+    """Log what the stage logged, as far as its outputs tell."""
+    name, _, model = stage.partition("@")
+    outs = {name: file for path, md5 in entry.outs.items() for name, file in objects.files(path, md5).items()}
+
+    def dep(path: str) -> Outputs:
+        return objects.files(path, entry.deps[path])
+
+    settings = _settings(version.params, entry)
+    if name in ("train", "search") and settings is not None:
+        settings = settings.sized(_json(outs["model.json"])["schema"]["rows"]["source_train"])
+    run.log_params(entry.flat if settings is None else tracking.in_force(settings, entry.flat))
+    match name:
+        case "fetch":
+            for file_name, file in outs.items():
+                found, table = pyarrow.parquet.read_metadata(file), Path(file_name).stem
+                run.log_metrics({f"{table}.rows": found.num_rows, f"{table}.columns": found.num_columns})
+        case "prepare":
+            run.log_metrics({f"rows.{name}": n for name, n in _json(outs["schema.json"])["rows"].items()})
+            run.log_kept({"schema.json": outs["schema.json"]})
+        case "baseline" | "evaluate":
+            if model:
+                run.set_tags({"model": model})
+                run.log_params(_json(dep(f"models/{model}")["model.json"])["params"])
+            run.log_metrics(_json(outs["metrics.json"]))
+            run.log_kept(outs)
+        case "train" | "finetune" | "search":
+            body = _json(outs["model.json"])
+            run.log_epochs(_rows(outs["history.csv"]))
+            run.log_metrics({"temperature": body["temperature"]})
+            if "overfit.csv" in outs:
+                run.log_epochs(_rows(outs["overfit.csv"]), prefix="overfit/")
+            if "transfer.json" in outs:
+                run.log_metrics({f"transfer.{name}": score for name, score in _json(outs["transfer.json"]).items()})
+            if "trials.csv" in outs:
+                _trials(run, outs["trials.csv"])
+            bundle = {"model.json", "model.safetensors", "history.csv", "transfer.json"}
+            run.log_kept({name: file for name, file in outs.items() if name not in bundle})
+            run.log_kept_model(outs)
+        case "register":
+            same = outs["model.json"].read_bytes()
+            models = {
+                name: dep(f"models/{name}")["model.json"].read_bytes() for name in ("train", "search", "finetune")
+            }
+            chosen = next((name for name, content in models.items() if content == same), None)
+            if chosen is None:
+                raise ValueError("the champion is none of the models")
+            run.log_params(_json(outs["model.json"])["params"])
+            run.log_metrics(_json(dep(f"reports/{chosen}")["metrics.json"]))
+            run.set_tags({"model": chosen})
+            # The champion is the working tree's, not that of any commit.
+            run.register_kept(entry.flat["register.name"], outs, {"model": chosen}, champion=version.here)
+        case _:
+            raise KeyError(f"no such stage: {stage}")
+
+
+def _settings(params: Mapping[str, Any], entry: Entry) -> Config | None:
+    """The parameters as they were when the stage ran; None if this version knows them no more."""
+    tree = copy.deepcopy(dict(params))
+    for given, value in entry.params.items():
+        *sections, key = given.split(".")
+        place = tree
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[key] = value
+    try:
+        return config.from_mapping(tree)
+    except UserError:
+        return None
+
+
+def _trials(run: tracking.Run, path: Path) -> None:
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            number, state, (metric, score), best, *drawn = row["trial"], row["state"], *list(row.items())[2:]
+            history = [{"epoch": float(best[1]), metric: float(score)}] if score and best[1] else []
+            run.log_trial(int(number), dict(drawn), state, history)
+
+
+def _rows(path: Path) -> list[dict[str, float]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,358 @@
+"""Tracking that is down, dies, errs or hangs: a stage ends in time, with the same bytes, and MLflow gets each event once."""
+
+import http.server
+import os
+import random
+import shutil
+import signal
+import socket
+import socketserver
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from pipeline import tracking
+from tests.faults.conftest import TORTURE, Tally
+from tests.imports import ROOT
+
+IRIS = {"data.source": "sklearn:iris", "data.target": "target", "data.task": "multiclass"}
+EPOCHS, TRIALS = 30, 3
+# A stage that logs as training does; it prints how long its end took.
+STAGE = f"""
+import sys, time
+from pathlib import Path
+from pipeline import config, console, files, tracking
+SLOW = float(sys.argv[1])
+def main():
+    with tracking.stage_run("fetch", config.load()) as run:
+        print("running", flush=True)
+        for epoch in range(1, {EPOCHS} + 1):
+            run.log_epochs([{{"epoch": epoch, "val_loss": 1 / epoch}}])
+            if epoch <= {TRIALS}:
+                run.log_trial(epoch, {{"train.lr": 0.1}}, "complete", [{{"epoch": 1, "val_loss": 1.0}}])
+            time.sleep(SLOW)
+        files.write_text(Path("out.txt"), "the same bytes")
+        run.log_files(Path("out.txt"))
+        ended = time.monotonic()
+    print("end took", time.monotonic() - ended, flush=True)
+console.run(main)
+"""
+START = (
+    "import sys, time; from pipeline import tracking; tracking.make_database(__import__('pathlib').Path(sys.argv[1]))"
+)
+
+
+def environment(uri: str | None) -> dict[str, str]:
+    found = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    found.pop("MLFLOW_TRACKING_URI", None)
+    return found | ({"MLFLOW_TRACKING_URI": uri} if uri else {})
+
+
+@contextmanager
+def stage(folder: Path, uri: str | None = None, slow: float = 0.0) -> Iterator["subprocess.Popen[str]"]:
+    """A running stage, past its start."""
+    command = [sys.executable, "-c", STAGE, str(slow)]
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment(uri), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "running\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def ends_well(folder: Path, process: "subprocess.Popen[str]", waits: bool = True) -> None:
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, out + err
+    assert (folder / "out.txt").read_text() == "the same bytes"
+    (took,) = (float(line.split()[-1]) for line in out.splitlines() if line.startswith("end took"))
+    assert took < 5, out
+    assert out.count("tracking: ") == waits, out
+    assert not err, err
+    (folder / "out.txt").unlink()
+
+
+def run_stage(folder: Path, uri: str | None = None, waits: bool = True) -> None:
+    with stage(folder, uri) as process:
+        ends_well(folder, process, waits)
+
+
+def replay(folder: Path, uri: str | None = None) -> None:
+    code = "from pipeline import config, tracking; print(tracking.Writer(config.load().tracking, None).close(300.0))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=environment(uri), capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "None\n", done.stdout
+
+
+def holds_once(uri: str, n_runs: int = 1) -> None:
+    """Each run, trial and step is there once."""
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("nycflights")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id])
+    parents = [run for run in found if "trial" not in run.data.tags]
+    assert len(parents) == n_runs
+    for run in parents:
+        assert run.info.status == "FINISHED"
+        points = client.get_metric_history(run.info.run_id, "val/loss")
+        assert [(point.step, point.value) for point in points] == [(k, 1 / k) for k in range(1, EPOCHS + 1)]
+        children = [child for child in found if child.data.tags.get("mlflow.parentRunId") == run.info.run_id]
+        assert sorted(child.data.tags["trial"] for child in children) == [str(k + 1) for k in range(TRIALS)]
+        assert all(len(client.get_metric_history(child.info.run_id, "val/loss")) == 1 for child in children)
+        assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["out.txt"]
+
+
+def own(folder: Path) -> str:
+    return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@contextmanager
+def answering(seconds: float) -> Iterator[str]:
+    """A server that answers 500, after a while."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            if not stopped.wait(seconds):
+                self.send_response(500)
+                self.end_headers()
+
+        do_GET = do_POST = do_PUT = do_PATCH = answer  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, *_: object) -> None:
+            """A client that has given up is no news."""
+
+    stopped = threading.Event()
+    server = Server(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        stopped.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("fault", "seconds"), [("tracking down", None), ("tracking answers 500", 0.0), ("tracking hangs 30 s", 30.0)]
+)
+def test_a_server_that_is_no_use(project: Callable[..., Path], tally: Tally, fault: str, seconds: float | None) -> None:
+    folder = project(IRIS)
+    for trial in range(tally.times(1, 20)):
+        with tally.trial(fault):
+            if seconds is None:
+                run_stage(folder, f"http://127.0.0.1:{free_port()}")
+            else:
+                with answering(seconds) as uri:
+                    run_stage(folder, uri)
+            replay(folder)
+            replay(folder)
+            holds_once(own(folder), trial + 1)
+
+
+@contextmanager
+def server(folder: Path, port: int) -> Iterator["subprocess.Popen[bytes]"]:
+    """A real one, with its workers in a group of their own."""
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    places = [
+        "--backend-store-uri",
+        own(folder),
+        "--no-serve-artifacts",
+        "--default-artifact-root",
+        str(folder / "artifacts"),
+    ]
+    process = subprocess.Popen(
+        [*command, *places],
+        cwd=folder,
+        env=environment(None) | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        for _ in range(600):
+            with socket.socket() as tried:
+                if tried.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert process.poll() is None
+            time.sleep(0.2)
+        yield process
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_a_server_that_dies_in_the_middle_and_comes_back(
+    project: Callable[..., Path], tally: Tally, tmp_path_factory: pytest.TempPathFactory, database: Path
+) -> None:
+    folder, home = project(IRIS), tmp_path_factory.mktemp("server")
+    shutil.copy(database, home / "mlflow.db")
+    port, rng = free_port(), random.Random(0)
+    for trial in range(tally.times(1, 10)):
+        with tally.trial("tracking dies in the middle"):
+            uri = f"http://127.0.0.1:{port}"
+            with server(home, port) as process, stage(folder, uri, slow=0.2) as running:
+                time.sleep(rng.uniform(0, 0.2 * EPOCHS * 0.7))
+                os.killpg(process.pid, signal.SIGKILL)
+                ends_well(folder, running)
+            # The same database, without the wait for another start.
+            if not TORTURE:
+                replay(folder, own(home))
+            else:
+                with server(home, port):
+                    replay(folder, uri)
+            holds_once(own(home), trial + 1)
+
+
+@pytest.mark.parametrize("how", ["EXCLUSIVE", "IMMEDIATE"])
+def test_a_locked_database(project: Callable[..., Path], tally: Tally, how: str) -> None:
+    folder = project(IRIS)
+    for trial in range(tally.times(1, 20)):
+        with tally.trial("database locked"):
+            other = sqlite3.connect(folder / "mlflow.db", isolation_level=None)
+            try:
+                other.execute(f"BEGIN {how}")
+                run_stage(folder)
+            finally:
+                other.close()
+            replay(folder)
+            holds_once(own(folder), trial + 1)
+
+
+def test_a_full_disk_under_the_database(project: Callable[..., Path], tally: Tally) -> None:
+    folder = project(IRIS)
+    page = sqlite3.connect(folder / "mlflow.db", isolation_level=None)
+    with_limit = STAGE.replace(
+        "def main():",
+        "import resource; size = Path('mlflow.db').stat().st_size\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))\ndef main():",
+    )
+    page.execute("VACUUM")  # no room left within
+    page.close()
+    for trial in range(tally.times(1, 20)):
+        with tally.trial("database on a full disk"):
+            done = subprocess.run(
+                [sys.executable, "-c", with_limit, "0"],
+                cwd=folder,
+                env=environment(None),
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr
+            assert (folder / "out.txt").read_text() == "the same bytes"
+            replay(folder)
+            holds_once(own(folder), trial + 1)
+
+
+def test_a_spool_that_cannot_be_written(project: Callable[..., Path], tally: Tally) -> None:
+    folder = project(IRIS)
+    (folder / ".state").mkdir()
+    for _ in range(tally.times(1, 20)):
+        with tally.trial("spool unwritable"):
+            (folder / ".state/runs").unlink(missing_ok=True)
+            (folder / ".state/runs").write_text("a file in its place")
+            done = subprocess.run(
+                [sys.executable, "-c", STAGE, "0"],
+                cwd=folder,
+                env=environment(None),
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.count("tracking: off, ") == 1
+            assert not done.stderr
+
+
+def test_a_killed_stage_run_again_is_one_run_without_gap_or_double(project: Callable[..., Path], tally: Tally) -> None:
+    folder = project(IRIS)
+    rng = random.Random(1)
+    for trial in range(tally.times(2, 50)):
+        with tally.trial("SIGKILL of a stage that logs"):
+            with stage(folder, slow=0.1) as process:
+                time.sleep(rng.uniform(0, 0.1 * EPOCHS))
+                process.kill()
+            with stage(folder) as process:
+                assert process.wait(120) == 0
+            replay(folder)  # a busy machine may have sent none of it in time
+            holds_once(own(folder), trial + 1)
+            assert not list((folder / ".state/runs").glob("*/events.jsonl"))
+
+
+def test_several_stages_at_once_on_no_database(project: Callable[..., Path], tally: Tally) -> None:
+    folder = project(IRIS)
+    for _ in range(tally.times(1, 10)):
+        with tally.trial("4 processes on a fresh database"):
+            (folder / "mlflow.db").unlink()
+            processes = [
+                subprocess.Popen(
+                    [sys.executable, "-c", STAGE, "0"],
+                    cwd=folder,
+                    env=environment(None),
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+                for _ in range(4)
+            ]
+            for process in processes:
+                _, err = process.communicate(timeout=240)
+                assert process.returncode == 0, err
+            replay(folder)
+            holds_once(own(folder), 4)
+
+
+def test_two_that_replay_at_once(project: Callable[..., Path], tally: Tally) -> None:
+    folder = project(IRIS)
+    for trial in range(tally.times(1, 20)):
+        with tally.trial("two replay at once"):
+            run_stage(folder, f"http://127.0.0.1:{free_port()}")
+            threads = [threading.Thread(target=replay, args=(folder,)) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            replay(folder)
+            holds_once(own(folder), trial + 1)
+
+
+def test_a_kill_while_the_database_is_made_leaves_nothing_broken(tmp_path: Path, tally: Tally) -> None:
+    path, rng = tmp_path / "mlflow.db", random.Random(2)
+    for _ in range(tally.times(1, 50)):
+        with tally.trial("SIGKILL while the database is made"):
+            process = subprocess.Popen([sys.executable, "-c", START, str(path)], env=environment(None))
+            while not path.with_suffix(".new").exists():
+                assert process.poll() is None
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 1.0))
+            process.kill()
+            process.wait()
+            tracking.make_database(path)
+            assert MlflowClient(f"sqlite:///{path}").search_experiments()
+            path.unlink()

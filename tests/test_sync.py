@@ -1,0 +1,199 @@
+"""Runs rebuilt from what DVC versions say what the runs of the stages said."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from functools import reduce
+from operator import getitem
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from ruamel.yaml import YAML
+
+from pipeline import config, tracking
+from pipeline.errors import UserError
+from pipeline.sync import sync
+from tests.conftest import write_params
+from tests.test_stages import CHAIN, run_chain
+
+IRIS = {"data.source": "sklearn:iris", "data.target": "target", "data.task": "multiclass"}
+OUTS = {"fetch": "data/raw", "prepare": "data/prepared", "baseline": "reports/baseline", "register": "models/champion"}
+# What no output tells: scores of the best epoch and of the overfit check, and how many parameters all members have.
+UNTOLD = ("best/", "parameters/", "overfit/train/accuracy", "overfit/val/accuracy")
+
+
+def lock(*chain: str) -> None:
+    """dvc.lock as DVC writes it after the chain."""
+    stages: dict[str, Any] = {}
+    declared, params = (YAML(typ="safe", pure=True).load(Path(name)) for name in ("dvc.yaml", "params.yaml"))
+    for stage in chain or CHAIN:
+        entry = tracking.stage_entry(stage)
+        name, _, model = stage.partition("@")
+        given = {watched: reduce(getitem, watched.split("."), params) for watched in declared["stages"][name]["params"]}
+        out = OUTS.get(stage) or (f"reports/{model}" if model else f"models/{name}")
+        stages[stage] = {
+            "cmd": "",
+            "deps": [{"path": path, "hash": "md5", "md5": md5} for path, md5 in entry["deps"].items()],
+            "params": {"params.yaml": given},
+            "outs": [{"path": out, "hash": "md5", "md5": tracking.content(Path(out))}],
+        }
+    Path("dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": stages}))
+
+
+def git(*arguments: str) -> None:
+    who = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    subprocess.run(["git", *who, *arguments], check=True, capture_output=True)
+
+
+def all_runs() -> list[Run]:
+    client = MlflowClient(tracking.tracking_uri(config.load().tracking))
+    experiment = client.get_experiment_by_name("nycflights")
+    return [] if experiment is None else list(client.search_runs([experiment.experiment_id]))
+
+
+def runs() -> dict[str, Run]:
+    found = all_runs()
+    assert len({run.info.run_name for run in found}) == len(found)
+    return {str(run.info.run_name): run for run in found}
+
+
+def forget(folder: Path, database: Path) -> None:
+    shutil.copy(database, folder / "mlflow.db")
+    shutil.rmtree(folder / "mlruns", ignore_errors=True)
+
+
+def to_cache(folder: Path, name: str) -> None:
+    """Move an output from the working tree into DVC's cache."""
+    cache = folder / ".dvc/cache/files/md5"
+    md5 = tracking.content(Path(name))
+    listing = []
+    for relative, file in tracking.files_of(Path(name)).items():
+        one = tracking.content(file)
+        listing.append({"md5": one, "relpath": relative})
+        (cache / one[:2]).mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, cache / one[:2] / one[2:])
+    (cache / md5[:2]).mkdir(parents=True, exist_ok=True)
+    (cache / md5[:2] / md5[2:]).write_text(json.dumps(sorted(listing, key=lambda one: one["relpath"])))
+    shutil.rmtree(name)
+
+
+def test_a_database_that_is_gone_comes_back_from_what_dvc_has(
+    project: Callable[..., Path], database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = project(IRIS)
+    git("init", "--quiet")
+    run_chain()
+    lock()
+    git("add", "dvc.lock", "params.yaml", "dvc.yaml")
+    git("commit", "--quiet", "--message", "results")
+    before = runs()
+    sync()
+    assert runs().keys() == before.keys()
+    assert "all 10 stages" in capsys.readouterr().out
+    assert {run.info.run_id for run in runs().values()} == {run.info.run_id for run in before.values()}
+
+    forget(folder, database)
+    to_cache(folder, "models/train")
+    sync()
+    assert "restored: 10 runs" in capsys.readouterr().out
+    after = runs()
+    assert set(after) == set(before)
+    client = MlflowClient(tracking.tracking_uri(config.load().tracking))
+    for name, was in before.items():
+        found = after[name]
+        assert found.info.status == "FINISHED"
+        if name.startswith("trial"):
+            assert found.data.params == was.data.params
+            assert "val/accuracy" in found.data.metrics
+            assert found.data.tags["mlflow.parentRunId"] == after["search"].info.run_id
+            continue
+        assert found.data.tags["restored"] == "true"
+        assert found.data.tags["stage.key"] == was.data.tags["stage.key"]
+        assert len(found.data.tags["git.commit"]) == 40
+        assert found.data.params == was.data.params, name
+        told = {metric: value for metric, value in was.data.metrics.items() if not metric.startswith(UNTOLD)}
+        assert {metric: found.data.metrics[metric] for metric in told} == pytest.approx(told, rel=1e-5), name
+    history = client.get_metric_history(after["train"].info.run_id, "val/loss")
+    assert [point.step for point in history] == [1, 2, 3]
+    assert client.get_model_version_by_alias("nycflights-arrival", "champion").version == 1
+
+    sync()
+    assert "all 10 stages" in capsys.readouterr().out
+    assert {run.info.run_id for run in runs().values()} == {run.info.run_id for run in after.values()}
+
+
+def test_a_version_of_a_branch_comes_back_too(
+    project: Callable[..., Path], database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = project(IRIS)
+    git("init", "--quiet")
+    git("checkout", "--quiet", "-b", "iris")
+    git("add", "params.yaml", "dvc.yaml")
+    git("commit", "--quiet", "--message", "before any result")
+    git("checkout", "--quiet", "-b", "wine")
+    write_params(folder, IRIS | {"data.source": "sklearn:wine"})
+    run_chain("fetch")
+    lock("fetch")
+    to_cache(folder, "data/raw")
+    git("add", "dvc.lock")
+    git("commit", "--quiet", "--all", "--message", "wine")
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    git("checkout", "--quiet", "iris")
+    run_chain("fetch")
+    lock("fetch")
+    forget(folder, database)
+    sync()
+    (iris,) = runs().values()
+    assert iris.data.params["data.source"] == "sklearn:iris"
+
+    (folder / ".dvc").rename(folder / "elsewhere")
+    capsys.readouterr()
+    sync(all_commits=True)
+    assert f"1 runs lack objects (fetch of {commit[:7]}: data/raw): run dvc fetch" in capsys.readouterr().out
+    (folder / "elsewhere").rename(folder / ".dvc")
+    sync(all_commits=True)
+    assert "restored: 1 runs" in capsys.readouterr().out
+    (wine,) = (run for run in all_runs() if run.info.run_id != iris.info.run_id)
+    assert wine.data.params["data.source"] == "sklearn:wine"
+    assert wine.data.metrics == {"table/rows": 178.0, "table/columns": 14.0}
+    assert wine.data.tags["git.commit"] == commit
+
+
+def test_a_cached_object_that_differs_from_its_sum_is_not_used(
+    project: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = project(IRIS)
+    Path("data/raw").mkdir()
+    Path("data/raw/table.parquet").write_bytes(b"x")
+    md5 = tracking.content(Path("data/raw"))
+    to_cache(folder, "data/raw")
+    next(path for path in folder.glob(".dvc/cache/files/md5/*/*") if path.read_bytes() == b"x").write_bytes(b"y")
+    stage = {"deps": [], "params": {"params.yaml": {"seed": 1}}, "outs": [{"path": "data/raw", "md5": md5}]}
+    Path("dvc.lock").write_text(json.dumps({"stages": {"fetch": stage}}))
+    sync()
+    assert (
+        "1 runs lack objects (fetch of the working tree: data/raw/table.parquet): run dvc pull"
+        in capsys.readouterr().out
+    )
+    assert runs() == {}
+
+
+@pytest.mark.parametrize(("text", "says"), [(None, "run dvc repro"), ("stages: [", "dvc.lock is not YAML")])
+def test_a_lock_that_is_missing_or_torn_is_named(project: Callable[..., Path], text: str | None, says: str) -> None:
+    project(IRIS)
+    if text is not None:
+        Path("dvc.lock").write_text(text)
+    with pytest.raises(UserError, match=says):
+        sync()
+
+
+def test_a_server_that_does_not_answer_is_named(project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    project(IRIS)
+    Path("dvc.lock").write_text(json.dumps({"stages": {"fetch": {"params": {"params.yaml": {"seed": 1}}}}}))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:9 does not answer"):
+        sync()
