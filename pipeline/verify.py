@@ -126,7 +126,7 @@ def changes(folder: Path) -> dict[str, list[str]]:
                 names.append("its command")
                 continue
             for name, what in report.get("changed deps", {}).items():
-                names += what if isinstance(what, dict) else [name]
+                names += [f"{key} in {name}" for key in what] if isinstance(what, dict) else [name]
         found[stage] = names
     return {stage: names for stage, names in found.items() if names}
 
