@@ -1,4 +1,4 @@
-"""Commands that are not stages: `python -m pipeline predict | adopt | show | ui | sync`."""
+"""Commands that are not stages: `python -m pipeline predict | adopt | show | ui | sync | verify`."""
 
 import argparse
 from pathlib import Path
@@ -26,6 +26,10 @@ def main() -> None:
 
     command = commands.add_parser("show", help="what each model is worth, and where to look next")
     command.set_defaults(call=lambda a: show())
+
+    command = commands.add_parser("verify", help="rebuild every stage in a temporary clone; its bytes beside dvc.lock")
+    command.add_argument("--stage", metavar="NAME", help="only this one, such as train or evaluate@train")
+    command.set_defaults(call=lambda a: verify(a.stage))
 
     command = commands.add_parser("ui", help="the MLflow UI on this project's runs")
     command.add_argument("--port", type=int, default=5000)
@@ -110,6 +114,26 @@ def show() -> None:
     out.print(
         "Next: make ui (compare runs), dvc plots show, reports/*/*.png, models/champion/README.md", highlight=False
     )
+
+
+def verify(stage: str | None) -> None:
+    """A table by stage: identical, or each file that differs and by how much; exit status 1 unless all is identical."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from pipeline.verify import verify
+
+    verdicts = verify(stage)
+    table = Table("stage", "file", "difference")
+    for verdict in verdicts:
+        for place, (file, how) in enumerate(verdict.lines or [("", verdict.text)]):
+            table.add_row(*map(Text, ("" if place else verdict.stage, file, how)))
+    Console().print(table)
+    same = sum(verdict.identical for verdict in verdicts)
+    print(f"{same} of {len(verdicts)} stages identical")
+    if same < len(verdicts):
+        raise SystemExit(1)
 
 
 def ui(port: int) -> None:

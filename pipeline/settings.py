@@ -285,6 +285,7 @@ class Config(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Count = 1
+    portable: bool = False
     data: Data
     model: Model = Model()
     train: Train = Train()

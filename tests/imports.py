@@ -31,4 +31,9 @@ def closure(path: Path) -> set[Path]:
         if current not in seen:
             seen.add(current)
             todo += [path_of(name) for name in imports(current)]
+            todo += [package for package in (current.parent / "__init__.py",) if _holds_code(package)]
     return seen
+
+
+def _holds_code(path: Path) -> bool:
+    return any(not isinstance(node, ast.Expr) for node in ast.parse((ROOT / path).read_text()).body)

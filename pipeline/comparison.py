@@ -1,0 +1,131 @@
+"""How a file that should repeat differs: by cell, by key, by layer or by byte."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+
+def difference(name: str, old: bytes, new: bytes) -> str:
+    """What differs between the contents of a file, in a few words; `name` tells how to read them. Empty if nothing does."""
+    if old == new:
+        return ""
+    readers = {".csv": _in_csv, ".json": _in_json, ".safetensors": _in_tensors}
+    reader = readers.get(PurePath(name).suffix, _in_bytes)
+    try:
+        # Files may hold the same values in other bytes.
+        return reader(old, new) or _in_bytes(old, new)
+    except (ValueError, KeyError, ArithmeticError, RecursionError, SafetensorError, csv.Error):
+        # One of them is not what its name says.
+        return _in_bytes(old, new)
+
+
+def _in_bytes(old: bytes, new: bytes) -> str:
+    place = next((k for k, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
+    sizes = "" if len(old) == len(new) else f"; {len(new):,} bytes, was {len(old):,}"
+    if place == min(len(old), len(new)):
+        return f"the same up to byte {place:,}{sizes}"
+    return f"first at byte {place:,}: 0x{new[place]:02x}, was 0x{old[place]:02x}{sizes}"
+
+
+def _in_csv(old: bytes, new: bytes) -> str:
+    (old_head, *old_rows), (new_head, *new_rows) = (
+        list(csv.reader(io.StringIO(content.decode(), newline=""))) or [[]] for content in (old, new)
+    )
+    if old_head != new_head:
+        return f"columns {', '.join(new_head)}; were {', '.join(old_head)}"
+    if len(old_rows) != len(new_rows):
+        return f"{len(new_rows):,} rows, were {len(old_rows):,}"
+    return _of_values(_cells(old_head, old_rows), _cells(new_head, new_rows))
+
+
+def _cells(head: list[str], rows: list[list[str]]) -> dict[str, Any]:
+    return {
+        f"{column}, row {k}": _number(cell)
+        for k, row in enumerate(rows, start=1)
+        for column, cell in zip(head, row, strict=True)
+    }
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _in_json(old: bytes, new: bytes) -> str:
+    return _of_values(dict(_leaves(json.loads(old))), dict(_leaves(json.loads(new))))
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if not items:
+        yield name, value
+        return
+    for key, item in items:
+        yield from _leaves(item, f"{name}.{key}" if name else str(key))
+
+
+def _of_values(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The largest difference of numbers, else the first other value, else the first name that only one of them has."""
+    far, where = 0.0, ""
+    for name, value in old.items():
+        if _is_number(value) and _is_number(new.get(name)) and (apart := _apart(value, new[name])) > far:
+            far, where = apart, name
+    if where:
+        return f"by up to {far:.3g}, at {where}: {new[where]!r}, was {old[where]!r}"
+    for name, value in old.items():
+        if name not in new:
+            return f"has no {name}"
+        if new[name] != value and not (_is_number(value) and _is_number(new[name])):
+            return f"{name}: {_short(new[name])}, was {_short(value)}"
+    return next((f"has {name}, which is new" for name in new if name not in old), "")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _apart(a: float, b: float) -> float:
+    if math.isnan(a) and math.isnan(b):
+        return 0.0
+    return math.inf if math.isnan(a) or math.isnan(b) else abs(a - b) if a != b else 0.0
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 24 else f"{text[:23]}…"
+
+
+def _in_tensors(old: bytes, new: bytes) -> str:
+    before, after = _in_order(old), _in_order(new)
+    for name, a in before.items():
+        if name not in after:
+            return f"has no {name}"
+        b = after[name]
+        if (a.shape, a.dtype) != (b.shape, b.dtype):
+            return f"{name}: {b.dtype} {list(b.shape)}, was {a.dtype} {list(a.shape)}"
+        if a.tobytes() != b.tobytes():
+            x, y = a.astype(float), b.astype(float)
+            same = (x == y) | (np.isnan(x) & np.isnan(y))
+            with np.errstate(invalid="ignore"):  # infinity less infinity
+                apart = np.where(same, 0.0, np.nan_to_num(np.abs(y - x), nan=np.inf, posinf=np.inf))
+            return f"{name}: {np.count_nonzero(apart):,} of {a.size:,} numbers, by up to {apart.max():.3g}"
+    return next((f"has {name}, which is new" for name in after if name not in before), "")
+
+
+def _in_order(content: bytes) -> dict[str, Any]:
+    """Tensors by name, in the order of the layers: 2 before 10."""
+
+    def place(name: str) -> list[tuple[int, str]]:
+        return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
+
+    return dict(sorted(load(content).items(), key=lambda item: place(item[0])))
