@@ -1,4 +1,4 @@
-"""Mistakes that are the user's to mend."""
+"""Mistakes that are the user's to mend, and how they are shown."""
 
 
 class UserError(ValueError):
@@ -6,7 +6,12 @@ class UserError(ValueError):
 
     def __init__(self, message: str) -> None:
         # What a person or a library put into the message may hold line breaks.
-        super().__init__(" ".join(message.split()))
+        super().__init__(printable(" ".join(message.split())))
+
+
+def printable(text: str) -> str:
+    """Text that a terminal shows and does not obey: control characters are spelled out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class DivergedError(UserError):
