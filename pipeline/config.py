@@ -302,7 +302,10 @@ def _nearest(name: object, known: list[str]) -> str:
 
 def _line(text: str, location: tuple[str | int, ...]) -> str:
     """`, line N` for the deepest part of `location` that stands in the file."""
-    node, line = _read(text, "rt"), None
+    try:
+        node, line = _read(text, "rt"), None
+    except RecursionError:  # this reader goes deeper than the one that read the values
+        return ""
     for key in location:
         try:
             line = (node.lc.item(key) if isinstance(key, int) else node.lc.key(key))[0] + 1

@@ -188,6 +188,8 @@ def _csv(source: str, name: str, content: bytes, options: Csv) -> pd.DataFrame:
     encoding = "utf-8-sig" if options.encoding.lower().replace("_", "-") in ("utf-8", "utf8") else options.encoding
     try:
         text = content.decode(encoding)
+        if encoding != "utf-8-sig":
+            content = text.encode("utf-8")  # which can be read line by line, as not every encoding can
     except (UnicodeError, ValueError) as error:
         where = f" (byte {error.start})" if isinstance(error, UnicodeDecodeError) else ""
         raise UserError(
@@ -202,7 +204,7 @@ def _csv(source: str, name: str, content: bytes, options: Csv) -> pd.DataFrame:
     del text  # from here on line by line: a whole text in memory takes up to four bytes a character
 
     def lines() -> IO[str]:
-        return io.TextIOWrapper(io.BytesIO(content), encoding=encoding, newline="")
+        return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", newline="")
 
     _check_shape(source, lines(), delimiter)
     try:

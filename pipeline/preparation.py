@@ -114,7 +114,7 @@ def _usable(table: pd.DataFrame, data: Data) -> tuple[np.ndarray, dict[str, int]
     """Which rows stay [n] bool, and how many do not, by reason."""
     missing = table[data.target].isna().to_numpy()
     # Nested values of Parquet cannot be compared as they are.
-    plain = table.apply(lambda values: values.astype("str") if values.dtype == object else values)
+    plain = table.apply(lambda values: values.map(str, na_action="ignore") if values.dtype == object else values)
     again = plain.duplicated().to_numpy()
     counts = {"target_missing": int(missing.sum()), "duplicates": int(again.sum())}
     return ~missing & ~(again if data.duplicates == "drop" else np.zeros_like(again)), counts
