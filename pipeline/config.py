@@ -4,7 +4,7 @@ import difflib
 import itertools
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
@@ -66,7 +66,7 @@ def _values(path: Path, text: str) -> dict[str, Any]:
     if max(itertools.accumulate((_OPENS.get(mark, 0) for mark in text), initial=0)) > MAX_OPEN:
         raise UserError(f"{path} is not YAML: more than {MAX_OPEN} brackets are open at once")
     try:
-        if "&" in text and _size(YAML(typ="safe", pure=True).compose(text), {}) > MAX_VALUES:
+        if "&" in text and _size(_read(text, "safe", YAML.compose), {}) > MAX_VALUES:
             raise UserError(f"{path} holds more than {MAX_VALUES:,} values once its aliases are written out")
         # YAML 1.2, as DVC reads it: there 1e-3 is a number.
         values = _read(text, "safe")
@@ -101,10 +101,10 @@ def _size(node: Node | None, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
-def _read(text: str, kind: Literal["safe", "rt"]) -> Any:
+def _read(text: str, kind: Literal["safe", "rt"], how: Callable[[YAML, str], Any] = YAML.load) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", YAMLWarning)  # such as of an anchor used twice, which YAML allows
-        return YAML(typ=kind, pure=True).load(text)
+        return how(YAML(typ=kind, pure=True), text)
 
 
 def from_mapping(values: Mapping[str, Any]) -> Config:

@@ -46,8 +46,6 @@ class Prepared:
 
 
 def load_prepared(folder: Path = PREPARED) -> tuple[Schema, Preprocessor]:
-    if not (folder / "schema.json").exists():
-        raise UserError(f"{folder / 'schema.json'} is missing: run dvc repro prepare")
     schema = schemas.load_schema(folder / "schema.json")
     return schema, preprocessing.load_preprocessor(folder / "preprocessor.safetensors", schema)
 

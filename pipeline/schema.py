@@ -151,6 +151,8 @@ class Schema(_Frozen):
 
 def load_schema(path: Path) -> Schema:
     """Raises `UserError` for a file that is no schema, or one that contradicts itself."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing: run dvc repro prepare")
     try:
         return Schema.model_validate_json(files.json_bytes(path))
     except ValidationError as error:

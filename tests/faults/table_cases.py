@@ -78,8 +78,13 @@ def table(rng: random.Random, columns: int = 0, rows: int = -1) -> str:
     lines = [[*names, "label"]] + [[CELLS[kind](rng) for kind in [*kinds, label]] for _ in range(n)]
     comma = rng.choice([",", ",", ",", ";", "\t", "|"])
     end = rng.choice(["\n", "\n", "\n", "\r\n", "\r"])
-    quote = {",": ("rot, grün", "1,5"), ";": ("a;b",)}.get(comma, ())
-    return end.join(comma.join(f'"{c}"' if c in quote else c for c in line) for line in lines) + rng.choice([end, ""])
+    torn = rng.random() < 0.1
+
+    def cell(text: str) -> str:
+        whole = text.startswith('"') or torn or not set(text) & {comma, '"', "\n", "\r"}
+        return text if whole else '"' + text.replace('"', '""') + '"'
+
+    return end.join(comma.join(map(cell, line)) for line in lines) + rng.choice([end, ""])
 
 
 def plain(rng: random.Random) -> Made:
@@ -233,7 +238,7 @@ def options(rng: random.Random) -> dict[str, Any]:
     if pick() < 0.1:
         found["data__csv"] |= {"separator": rng.choice(list(",;|")), "decimal": rng.choice(".,")}
     if pick() < 0.1:
-        found["data__split"] = {"by": rng.choice(["time:c0", "group:c0", "time:label", "group:nothing"])}
+        found["data__split"] = {"by": rng.choice(["time:c0", "group:c0", "group:c0", "time:label"])}
     if pick() < 0.1:
         found["data__transfer"] = {"column": "c0", "values": rng.choice([["red"], [1], ["7"], [True], ["nothing"]])}
     if pick() < 0.1:
