@@ -405,7 +405,7 @@ def test_a_stages_output_that_is_a_link_to_outside_is_never_written_through(tmp_
             if link == "data":
                 for name in ("data/raw", "data/source/.gitignore"):
                     subprocess.run(["rm", "-r", folder / name], check=False)
-                os.rename(folder / "data", tmp_path / "data")
+                (folder / "data").rename(tmp_path / "data")
             (folder / link).symlink_to(outside)
             environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
             done = subprocess.run(
