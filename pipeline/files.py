@@ -1,6 +1,5 @@
 """Files written whole or not at all, sums to check them by, and what is read back, which anybody may have written."""
 
-import csv
 import errno
 import hashlib
 import json
@@ -84,14 +83,13 @@ def write_csv(path: Path, table: pd.DataFrame) -> None:
     plain = table.rename(columns=_inert)
     texts = [place for place, dtype in enumerate(table.dtypes) if not pd.api.types.is_numeric_dtype(dtype)]
     for place in texts:
-        plain.isetitem(place, plain.iloc[:, place].map(_inert))
+        plain.isetitem(place, plain.iloc[:, place].map(_inert).array)
     # A cell is quoted for a line feed in it, but for a carriage return, which ends a row elsewhere, only on request.
     returns = any("\r" in str(name) for name in plain.columns) or any(
         isinstance(value, str) and "\r" in value for place in texts for value in pd.unique(plain.iloc[:, place])
     )
     with replacing(path) as temporary:
-        quoting = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
-        plain.to_csv(temporary, index=False, lineterminator="\n", quoting=quoting)
+        plain.to_csv(temporary, index=False, lineterminator="\n", quoting=2 if returns else 0)  # csv.QUOTE_NONNUMERIC
 
 
 def _inert(value: Any) -> Any:
