@@ -202,7 +202,8 @@ def _edges(state: dict[str, Tensor], d_num: int) -> tuple[Tensor, ...]:
         raise _MisfitError("it does not say which bins its numbers have")
     if not edges.isfinite().all() or (counts < 2).any() or (counts > len(edges)).any() or counts.sum() != len(edges):
         raise _MisfitError("it does not say which bins its numbers have")
-    return edges.split(counts.tolist())
+    parts: tuple[Tensor, ...] = edges.split(counts.tolist())
+    return parts
 
 
 def _prefix(k: int, n_members: int) -> str:

@@ -115,9 +115,12 @@ def _unpacked(source: str, content: bytes) -> tuple[str, bytes]:
     name = source.lower()
     try:
         match Path(name).suffix:
-            case ".gz" | ".bz2" | ".xz" as suffix:
-                opened = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}[suffix](io.BytesIO(content))
-                return name.removesuffix(suffix), _bounded(source, opened, len(content))
+            case ".gz":
+                return name.removesuffix(".gz"), _bounded(source, gzip.open(io.BytesIO(content)), len(content))
+            case ".bz2":
+                return name.removesuffix(".bz2"), _bounded(source, bz2.open(io.BytesIO(content)), len(content))
+            case ".xz":
+                return name.removesuffix(".xz"), _bounded(source, lzma.open(io.BytesIO(content)), len(content))
             case ".zip":
                 with zipfile.ZipFile(io.BytesIO(content)) as archive:
                     members = [
@@ -136,7 +139,7 @@ def _unpacked(source: str, content: bytes) -> tuple[str, bytes]:
     return name, content
 
 
-def _bounded(source: str, packed: IO[bytes], size: int) -> bytes:
+def _bounded(source: str, packed: IO[bytes] | io.BufferedIOBase, size: int) -> bytes:
     """What is packed in `size` bytes, unless that is out of all proportion: a small file can name gigabytes."""
     limit = _unpacked_limit(size)
     unpacked = packed.read(limit + 1)

@@ -16,7 +16,7 @@ from tests.conftest import write_params
 from tests.faults.conftest import Tally
 from tests.test_datasets import server  # noqa: F401 - a fixture
 
-SECRET = "hunter2Zq9"
+SECRET = "".join(["hunter2", "Zq9"])  # not in one piece in this file, which is searched too
 WITH_SECRET = [
     "https://user:{}@host/t.csv",
     "https://{}@host/t.csv",
