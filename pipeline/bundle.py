@@ -4,21 +4,20 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
 import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from pipeline import files, metrics, schema
+from pipeline import files, metrics, preprocessing, schema
 from pipeline.calibration import fit_temperature
-from pipeline.data import TabularData
+from pipeline.data import TabularData, check_fit
 from pipeline.errors import UserError
-from pipeline.model import build_network
-from pipeline.preprocessing import Preprocessor, fitted_names
+from pipeline.model import build_network, n_parameters
+from pipeline.preprocessing import Preprocessor, Scaling
 from pipeline.schema import Schema, Target
 from pipeline.settings import Model
 from pipeline.training import Epoch, predict
@@ -55,6 +54,7 @@ class Bundle:
 
     def outputs(self, data: TabularData) -> Tensor:
         """Outputs [n, n_outputs] of all members jointly, before the temperature."""
+        check_fit(data, self.schema, "the prepared table")
         return metrics.joint(predict(self.members, data), self.target.task)
 
     def predict(self, table: pd.DataFrame, where: str = "the table") -> pd.DataFrame:
@@ -124,14 +124,38 @@ def load_bundle(folder: Path) -> Bundle:
             )
     if body.get("format") != FORMAT:
         raise UserError(f"{folder} is a bundle of format {body.get('format')}; this version reads format {FORMAT}")
+    # Sums tell of accidents. Whoever means harm writes sums that fit: nothing below trusts what it reads.
     try:
-        return _build(body, load(weights))
-    except (ValidationError, SafetensorError, RuntimeError, KeyError) as error:
+        described = _Description.model_validate_json(json.dumps(body))
+        return _build(folder, described, files.parse_tensors(folder / WEIGHTS, weights))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(
+            f"{folder} cannot be loaded: {'.'.join(map(str, first['loc']))}: {first['msg']}"[:300]
+        ) from None
+    except (_MisfitError, RuntimeError) as error:
         raise UserError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from None
 
 
+class _Description(BaseModel):
+    """What `model.json` says besides its sums."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    format: int
+    model: Model
+    target: Target
+    temperature: Annotated[float, Field(gt=0)]
+    scaling: Scaling
+    params: dict[Annotated[str, Field(pattern=r"^[a-z_]+(\.[a-z_]+)*$")], Any]
+    learned: Annotated[Schema, Field(alias="schema")]
+
+
+class _MisfitError(Exception):
+    """Weights that are not those of the description."""
+
+
 def _description(path: Path) -> dict[str, Any]:
-    content = path.read_bytes()
+    content = files.json_bytes(path)
     try:
         body = json.loads(content)
         same = files.dump_json(body).encode() == content
@@ -142,25 +166,44 @@ def _description(path: Path) -> dict[str, Any]:
     return body
 
 
-def _build(body: dict[str, Any], tensors: dict[str, Tensor]) -> Bundle:
-    model = Model.model_validate_json(json.dumps(body["model"]))
-    learned = Schema.model_validate_json(json.dumps(body["schema"]))
-    target = Target.model_validate_json(json.dumps(body["target"]))
+def _build(folder: Path, described: _Description, tensors: dict[str, Tensor]) -> Bundle:
+    model, learned, target = described.model, described.learned, described.target
+    if model.ensemble == "auto":
+        raise _MisfitError("its model does not say how many members it has")
     members = tuple(
         _member(_under(_prefix(k, model.n_members), tensors), model, learned, target) for k in range(model.n_members)
     )
     numbers = _under("preprocessor.", tensors)
-    if set(numbers) != set(fitted_names(body["scaling"], learned)):
-        raise KeyError(f"its preprocessor lacks the numbers of scaling {body['scaling']}")
-    preprocessor = Preprocessor(body["scaling"], numbers)
-    return Bundle(members, model, learned, target, preprocessor, body["params"], float(body["temperature"]))
+    preprocessor = preprocessing.checked(folder / WEIGHTS, described.scaling, numbers, learned)
+    return Bundle(members, model, learned, target, preprocessor, described.params, described.temperature)
 
 
 def _member(state: dict[str, Tensor], model: Model, learned: Schema, target: Target) -> nn.Sequential:
-    edges = state["0.edges"].split(state["0.counts"].tolist()) if "0.edges" in state else ()
+    edges = _edges(state, learned.d_num) if model.numeric == "ple" and learned.d_num else ()
+    drawn = [tensor for name, tensor in state.items() if name not in _EDGES]
+    # Before the network is built: whoever describes one of terabytes has to send them.
+    n_bins = sum(len(each) - 1 for each in edges)
+    if n_parameters(model, learned, target.n_outputs, n_bins) != sum(tensor.numel() for tensor in drawn):
+        raise _MisfitError("its weights are not those of the network that it describes")
+    if len(drawn) <= len(model.hidden) or any(tensor.dtype != torch.float32 for tensor in drawn):
+        raise _MisfitError("its weights are not those of the network that it describes")
     network = build_network(model, learned, target.n_outputs, torch.Generator(), edges)
     network.load_state_dict(state)
     return network.eval()
+
+
+_EDGES = ("0.edges", "0.counts")
+
+
+def _edges(state: dict[str, Tensor], d_num: int) -> tuple[Tensor, ...]:
+    """The bins of each number, as `PiecewiseLinear` keeps them."""
+    edges, counts = (state.get(name, torch.empty(0)) for name in _EDGES)
+    if edges.dtype != torch.float32 or counts.dtype != torch.int64 or edges.dim() != 1 or counts.shape != (d_num,):
+        raise _MisfitError("it does not say which bins its numbers have")
+    if not edges.isfinite().all() or (counts < 2).any() or (counts > len(edges)).any() or counts.sum() != len(edges):
+        raise _MisfitError("it does not say which bins its numbers have")
+    parts: tuple[Tensor, ...] = edges.split(counts.tolist())
+    return parts
 
 
 def _prefix(k: int, n_members: int) -> str:

@@ -1,14 +1,16 @@
 """Which model is the best, and the card that goes with it."""
 
+import html
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.bundle import Bundle
-from pipeline.errors import UserError
+from pipeline.errors import UserError, printable
 from pipeline.metrics import shown
 from pipeline.settings import Config, Register, Task, Transfer, lower_is_better, task_metrics, without_secret
 
-CARD = """# {name}
+CARD = """# {title}
 
 A PyTorch network that predicts {target} ({what}) from {n_features} columns of a table. Chosen among {candidates} for its
 {metric} of {score}.
@@ -105,6 +107,7 @@ def model_card(
     ]
     return CARD.format(
         name=config.register_.name,
+        title=_cell(config.register_.name),
         target=_cell(target.name),
         what=_cell(classes),
         n_features=len(bundle.schema.features),
@@ -137,11 +140,5 @@ def _domain(transfer: Transfer | None) -> str:
 
 def _cell(text: str) -> str:
     """Text from a table, as Markdown shows it and never reads it."""
-    plain = " ".join(text.split()).replace("&", "&amp;")
-    for special in "\\`|<>[]*_{}":
-        plain = (
-            plain.replace(special, f"\\{special}")
-            if special not in "<>"
-            else plain.replace(special, "&lt;" if special == "<" else "&gt;")
-        )
-    return plain
+    plain = html.escape(printable(" ".join(text.split())), quote=False)
+    return re.sub(r"([\\`|\[\]*_{}~$!@])", r"\\\1", plain)

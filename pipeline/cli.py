@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from pipeline import config, console
-from pipeline.errors import UserError
+from pipeline.errors import UserError, printable
 from pipeline.settings import Csv, task_metrics
 
 ROWS = 65_536  # predicted at a time
@@ -61,7 +61,9 @@ def predict(model: Path, table: str, output: Path) -> None:
     checked = schema.check(raw, bundle.schema, table)
     for column, counts in schema.unseen(checked, bundle.schema).items():
         values = ", ".join(repr(value) for value in counts.index[:3]) + (", …" if len(counts) > 3 else "")
-        print(f"{column}: {counts.sum():,} rows hold values that training never saw ({values}); used as unseen")
+        print(
+            f"{printable(column)}: {counts.sum():,} rows hold values that training never saw ({values}); used as unseen"
+        )
     parts = []
     starts = range(0, len(raw), ROWS)
     with console.progress("predict", len(starts)) as advance:
@@ -70,21 +72,18 @@ def predict(model: Path, table: str, output: Path) -> None:
             advance("")
     predictions = pd.concat(parts, ignore_index=True)
     if output.suffix == ".csv":
-        files.write_csv(output, predictions)
+        files.write_csv(output.absolute(), predictions)
     else:
-        with files.replacing(output) as path:
+        with files.replacing(output.absolute()) as path:
             predictions.to_parquet(path, index=False)
     print(f"{output}: {len(predictions):,} predictions")
 
 
 def adopt(patch: Path) -> None:
     """Show each parameter that changes, and change it."""
-    from ruamel.yaml import YAML
-
     if not patch.exists():
         raise UserError(f"{patch} is missing: run dvc repro search")
-    values = YAML(typ="safe", pure=True).load(patch.read_text(encoding="utf-8"))
-    for name, (old, new) in config.adopt(values).items():
+    for name, (old, new) in config.adopt(config.read_yaml(patch)).items():
         print(f"{name}: {old} -> {new}" if old != new else f"{name}: {old}, as it was")
 
 

@@ -1,9 +1,10 @@
 """`params.yaml` to a `Config` and back; a mistake in it as one line that names the place, the rule and the value."""
 
 import difflib
+import itertools
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
@@ -12,26 +13,61 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError, YAMLWarning
+from ruamel.yaml.nodes import CollectionNode, MappingNode, Node
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from pipeline import files
 from pipeline.errors import UserError
-from pipeline.settings import NOT_SEARCHED, PRESET, STRONG, Config, fields_at
+from pipeline.settings import NOT_SEARCHED, PRESET, STRONG, Config, fields_at, without_secret
 
 PATH = Path("params.yaml")
+MAX_BYTES, MAX_VALUES, MAX_OPEN = (
+    2**17,
+    20_000,
+    500,
+)  # of a file of parameters: its size, values (aliases written out), depth
 
 
 def load(path: Path = PATH) -> Config:
     """Read and check `params.yaml`; every mistake comes back as file, line, dotted name, rule and value."""
+    text = _text(path)
+    values = _values(path, text)
     try:
-        text = path.read_text(encoding="utf-8")
+        return _parse(values)
+    except _RefusedError as error:
+        raise UserError(f"{path}{_line(text, error.location)}: {error}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Sections of plain values; raises `UserError` for what is no YAML, or would become too much."""
+    return _values(path, _text(path))
+
+
+def _text(path: Path) -> str:
+    try:
+        if not path.is_dir() and not path.is_file():
+            raise FileNotFoundError  # or a pipe, which would be waited for
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        text = content[:MAX_BYTES].decode("utf-8")
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run this in the folder of the project") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start})") from None
+    if len(content) > MAX_BYTES:
+        raise UserError(f"{path} is longer than {MAX_BYTES // 1024} KiB: are these parameters?")
+    return text
+
+
+def _values(path: Path, text: str) -> dict[str, Any]:
+    # Counted before the reader sees them: its time grows with the square of the depth.
+    if max(itertools.accumulate((_OPENS.get(mark, 0) for mark in text), initial=0)) > MAX_OPEN:
+        raise UserError(f"{path} is not YAML: more than {MAX_OPEN} brackets are open at once")
     try:
+        if "&" in text and _size(_read(text, "safe", YAML.compose), {}) > MAX_VALUES:
+            raise UserError(f"{path} holds more than {MAX_VALUES:,} values once its aliases are written out")
         # YAML 1.2, as DVC reads it: there 1e-3 is a number.
         values = _read(text, "safe")
     except DuplicateKeyError as error:
@@ -40,20 +76,35 @@ def load(path: Path = PATH) -> Config:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise UserError(f"{path}, line {mark.line + 1 if mark else '?'}: not YAML: {error.problem}") from None
+    except UserError:
+        raise
+    except (LookupError, AttributeError):  # of ruamel.yaml, at a value such as `!!bool maybe` or `!!int ''`
+        raise UserError(f"{path} is not YAML: a value is not of the type that its tag names") from None
     except (YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not YAML: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold sections such as data and train, got {type(values).__name__}")
-    try:
-        return _parse(values)
-    except _RefusedError as error:
-        raise UserError(f"{path}{_line(text, error.location)}: {error}") from None
+    return values
 
 
-def _read(text: str, kind: Literal["safe", "rt"]) -> Any:
+_OPENS = {"[": 1, "{": 1, "]": -1, "}": -1}
+
+
+def _size(node: Node | None, known: dict[int, int]) -> int:
+    """How many values a node holds, each alias counted as what it stands for."""
+    if not isinstance(node, CollectionNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = MAX_VALUES + 1  # what holds itself has no end
+        parts = itertools.chain(*node.value) if isinstance(node, MappingNode) else node.value
+        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(node)]
+
+
+def _read(text: str, kind: Literal["safe", "rt"], how: Callable[[YAML, str], Any] = YAML.load) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", YAMLWarning)  # such as of an anchor used twice, which YAML allows
-        return YAML(typ=kind, pure=True).load(text)
+        return how(YAML(typ=kind, pure=True), text)
 
 
 def from_mapping(values: Mapping[str, Any]) -> Config:
@@ -223,7 +274,7 @@ def _rule(error: Any) -> str:
 
 
 def _shown(error: Any) -> str:
-    value = repr(error["input"])
+    value = without_secret(repr(error["input"]))
     return value if len(value) <= 80 else value[:79] + "…"
 
 
@@ -251,7 +302,10 @@ def _nearest(name: object, known: list[str]) -> str:
 
 def _line(text: str, location: tuple[str | int, ...]) -> str:
     """`, line N` for the deepest part of `location` that stands in the file."""
-    node, line = _read(text, "rt"), None
+    try:
+        node, line = _read(text, "rt"), None
+    except RecursionError:  # this reader goes deeper than the one that read the values
+        return ""
     for key in location:
         try:
             line = (node.lc.item(key) if isinstance(key, int) else node.lc.key(key))[0] + 1

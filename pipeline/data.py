@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from pipeline import files
 from pipeline.errors import UserError
-from pipeline.schema import canonical, known_date_format
+from pipeline.schema import Schema, canonical, known_date_format, load_schema
 from pipeline.settings import Split
 
 PREPARED = Path("data/prepared")
@@ -68,13 +68,44 @@ def save_split(folder: Path, split: str, data: TabularData, rows: np.ndarray) ->
 
 def load_split(domain: str, split: str, prepared: Path = PREPARED) -> TabularData:
     """`domain` is source or transfer; raises `UserError` if prepare has not run."""
-    tensors = load_file(_stored(prepared, domain, split))
-    return TabularData(tensors["x_num"], tensors["x_cat"], tensors["y"])
+    path = _stored(prepared, domain, split)
+    tensors, learned = files.read_tensors(path), load_schema(prepared / "schema.json")
+    target = learned.transfer_target if domain == "transfer" else learned.target
+    if set(tensors) != {"x_num", "x_cat", "y", "rows"} or target is None:
+        raise UserError(f"{path} is not what prepare writes")
+    data = TabularData(tensors["x_num"], tensors["x_cat"], tensors["y"])
+    check_fit(data, learned, str(path))
+    if target.task == "regression":
+        fits = data.y.dtype == torch.float32 and bool(data.y.isfinite().all())
+    else:
+        fits = data.y.dtype == torch.int64 and bool(((data.y >= 0) & (data.y < len(target.classes))).all())
+    if not fits:
+        raise UserError(f"{path} holds a target that its schema does not know")
+    return data
+
+
+def check_fit(data: TabularData, learned: Schema, where: str) -> None:
+    """Raises `UserError` unless the rows have the columns of a schema, and no other category codes."""
+    n, limits = len(data.y) if data.y.dim() == 1 else -1, torch.tensor(learned.cardinalities)
+    shaped = data.x_num.shape == (n, learned.d_num) and data.x_cat.shape == (n, len(limits))
+    typed = data.x_num.dtype == torch.float32 and data.x_cat.dtype in (torch.uint8, torch.int16)
+    if not shaped or not typed:
+        raise UserError(f"{where} does not have the columns of the schema: run dvc repro")
+    codes_fit = not data.x_cat.numel() or bool(
+        (data.x_cat.amin(0).cpu() >= 0).all() and (data.x_cat.amax(0).cpu() < limits).all()
+    )
+    # One sum tells of a NaN or an infinity anywhere, without a copy of the table.
+    if not codes_fit or not bool(data.x_num.sum().isfinite()):
+        raise UserError(f"{where} holds values that prepare does not write")
 
 
 def load_rows(domain: str, split: str, prepared: Path = PREPARED) -> np.ndarray:
     """[n] row numbers of a split in the raw table."""
-    return np.asarray(load_file(_stored(prepared, domain, split))["rows"])
+    path = _stored(prepared, domain, split)
+    rows = files.read_tensors(path).get("rows")
+    if rows is None or rows.dtype != torch.int64 or rows.dim() != 1 or bool((rows < 0).any()):
+        raise UserError(f"{path} is not what prepare writes")
+    return rows.numpy()
 
 
 def domains(prepared: Path = PREPARED) -> list[str]:

@@ -8,6 +8,7 @@ import importlib.metadata
 import io
 import itertools
 import lzma
+import os
 import zipfile
 import zlib
 from collections import Counter
@@ -19,7 +20,7 @@ import pandas as pd
 from pipeline import files
 from pipeline.errors import UserError
 from pipeline.schema import canonical
-from pipeline.settings import Csv, without_secret
+from pipeline.settings import Csv, with_variables, without_secret
 
 RAW_TABLE = Path("data/raw/table.parquet")
 RAW_TRANSFER = Path("data/raw/transfer.parquet")
@@ -27,6 +28,8 @@ SOURCE_FOLDER = Path("data/source")
 _SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
 csv.field_size_limit(2**31 - 1)  # a long text is an honest cell
 _DELIMITERS = ",;\t|"
+MAX_COLUMNS = 20_000
+EXPANSION, FREE_BYTES = 100, 2**24  # a packed file may hold this many times its size, and this much in any case
 
 
 def read(source: str, options: Csv) -> pd.DataFrame:
@@ -60,7 +63,7 @@ def load_raw(domain: str = "source") -> pd.DataFrame:
     path = RAW_TRANSFER if domain == "transfer" and RAW_TRANSFER.exists() else RAW_TABLE
     if not path.exists():
         raise UserError(f"{path} is missing: run dvc repro fetch")
-    return pd.read_parquet(path)
+    return _parquet(str(path), path.read_bytes())
 
 
 def read_file(source: str, options: Csv) -> pd.DataFrame:
@@ -69,6 +72,8 @@ def read_file(source: str, options: Csv) -> pd.DataFrame:
         content = _fetch(source) if "://" in source else _local(source).read_bytes()
     except IsADirectoryError:
         raise UserError(f"data.source {source!r} is a folder: name a file in it") from None
+    except ValueError as error:  # such as a name with a NUL
+        raise error if isinstance(error, UserError) else UserError(f"data.source {source!r} is no path") from None
     shown = without_secret(source)
     name, content = _unpacked(shown, content)
     if Path(name).suffix not in _SUFFIXES:
@@ -94,8 +99,12 @@ def _fetch(url: str) -> bytes:
     import fsspec
 
     try:
-        with fsspec.open(url, "rb") as file:
+        with fsspec.open(with_variables(url, os.environ), "rb") as file:
             return bytes(file.read())
+    except KeyError as error:
+        raise UserError(
+            f"data.source {without_secret(url)} needs the variable {error.args[0]}, which is not set"
+        ) from None
     except (OSError, ValueError, ImportError) as error:
         # The message of the library may repeat the URL with whatever secret stands in it; its first words do not help.
         raise UserError(f"data.source {without_secret(url)} cannot be read: {type(error).__name__}") from None
@@ -107,11 +116,11 @@ def _unpacked(source: str, content: bytes) -> tuple[str, bytes]:
     try:
         match Path(name).suffix:
             case ".gz":
-                return name.removesuffix(".gz"), gzip.decompress(content)
+                return name.removesuffix(".gz"), _bounded(source, gzip.open(io.BytesIO(content)), len(content))
             case ".bz2":
-                return name.removesuffix(".bz2"), bz2.decompress(content)
+                return name.removesuffix(".bz2"), _bounded(source, bz2.open(io.BytesIO(content)), len(content))
             case ".xz":
-                return name.removesuffix(".xz"), lzma.decompress(content)
+                return name.removesuffix(".xz"), _bounded(source, lzma.open(io.BytesIO(content)), len(content))
             case ".zip":
                 with zipfile.ZipFile(io.BytesIO(content)) as archive:
                     members = [
@@ -121,7 +130,8 @@ def _unpacked(source: str, content: bytes) -> tuple[str, bytes]:
                         raise UserError(
                             f"{source} must hold one table, found {len(members)}: {', '.join(members[:5]) or 'none'}"
                         )
-                    return members[0].lower(), archive.read(members[0])
+                    with archive.open(members[0]) as member:
+                        return members[0].lower(), _bounded(source, member, len(content))
     except UserError:
         raise
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, lzma.LZMAError, RuntimeError, zlib.error) as error:
@@ -129,13 +139,47 @@ def _unpacked(source: str, content: bytes) -> tuple[str, bytes]:
     return name, content
 
 
+def _bounded(source: str, packed: IO[bytes] | io.BufferedIOBase, size: int) -> bytes:
+    """What is packed in `size` bytes, unless that is out of all proportion: a small file can name gigabytes."""
+    limit = _unpacked_limit(size)
+    unpacked = packed.read(limit + 1)
+    if len(unpacked) > limit:
+        raise UserError(
+            f"{source} unpacks to more than {EXPANSION} times its size: unpack it yourself, if you trust it"
+        )
+    return unpacked
+
+
+def _unpacked_limit(size: int) -> int:
+    return FREE_BYTES + EXPANSION * size
+
+
 def _parquet(source: str, content: bytes) -> pd.DataFrame:
     import pyarrow
+    from pyarrow import parquet
 
     try:
+        said = parquet.read_metadata(io.BytesIO(content))
+        # A column of one value takes no room in the file, whatever the number of rows.
+        if 8 * said.num_rows * said.num_columns > _unpacked_limit(len(content)):
+            raise UserError(
+                f"{source} unpacks to more than {EXPANSION} times its size: write it as CSV, if you trust it"
+            )
         table = pd.read_parquet(io.BytesIO(content))
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{source} is not a Parquet file: {str(error).splitlines()[0]}") from None
+    except UserError:
+        raise
+    except (
+        pyarrow.ArrowException,
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        NotImplementedError,
+    ) as error:
+        raise UserError(
+            f"{source} is not a Parquet file: {(str(error).splitlines() or [type(error).__name__])[0]}"
+        ) from None
     if any(name is not None for name in table.index.names):
         table = table.reset_index()
     table.columns = [str(column) for column in table.columns]
@@ -147,18 +191,27 @@ def _csv(source: str, name: str, content: bytes, options: Csv) -> pd.DataFrame:
     encoding = "utf-8-sig" if options.encoding.lower().replace("_", "-") in ("utf-8", "utf8") else options.encoding
     try:
         text = content.decode(encoding)
-    except UnicodeError as error:
+        if encoding != "utf-8-sig":
+            content = text.encode("utf-8")  # which can be read line by line, as not every encoding can
+    except (UnicodeError, ValueError) as error:
         where = f" (byte {error.start})" if isinstance(error, UnicodeDecodeError) else ""
         raise UserError(
             f"{source} is not {options.encoding} text{where}: name its encoding in data.csv.encoding, such as latin-1"
         ) from None
-    if not text.strip():
+    if not text or text.isspace():
         raise UserError(f"{source} is empty")
+    if "\0" in text:
+        raise UserError(f"{source} is no text: it holds a NUL; is it UTF-16, or a file of another kind?")
     sniffed = "\t" if name.endswith(".tsv") else _sniff(text)
     delimiter = sniffed if options.separator == "auto" else options.separator
-    _check_shape(source, io.StringIO(text, newline=""), delimiter)
+    del text  # from here on line by line: a whole text in memory takes up to four bytes a character
+
+    def lines() -> IO[str]:
+        return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", newline="")
+
+    _check_shape(source, lines(), delimiter)
     try:
-        return pd.read_csv(io.StringIO(text), sep=delimiter, decimal=options.decimal, index_col=False, low_memory=False)
+        return pd.read_csv(lines(), sep=delimiter, decimal=options.decimal, index_col=False, low_memory=False)
     except (ValueError, OverflowError) as error:
         raise UserError(f"{source} is not a table: {str(error).splitlines()[0]}") from None
 
@@ -195,6 +248,8 @@ def _check_shape(source: str, lines: IO[str], delimiter: str) -> None:
 
 
 def _check_names(source: str, names: list[str]) -> None:
+    if len(names) > MAX_COLUMNS:
+        raise UserError(f"{source} has {len(names):,} columns; {MAX_COLUMNS:,} are the most that can be told apart")
     twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
         raise UserError(f"{source}: column name {twice[0]!r} stands {names.count(twice[0])} times in the header")

@@ -1,6 +1,5 @@
 """What a model is worth on rows it has not seen: numbers, and the tables behind the plots."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +87,9 @@ def load_scores(folder: Path) -> dict[str, float]:
     path = folder / "metrics.json"
     if not path.exists():
         raise UserError(f"{path} is missing: run dvc repro")
-    scores: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+    scores = files.read_json(path)
+    if not isinstance(scores, dict) or not all(isinstance(score, int | float) for score in scores.values()):
+        raise UserError(f"{path} holds no scores: run dvc repro")
     return scores
 
 

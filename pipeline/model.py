@@ -3,6 +3,7 @@
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -175,6 +176,22 @@ def build_network(
         elif isinstance(layer, TableLinear | nn.Linear):
             _initialise(layer, model, generator)
     return network
+
+
+def n_parameters(model: Model, schema: Schema, n_outputs: int, n_bins: int) -> int:
+    """Numbers that `build_network` would draw, counted before any of them takes memory; `n_bins` are those of `ple`."""
+    d_in, n_codes, before = schema.d_num, sum(schema.cardinalities), 0
+    if model.numeric == "ple":
+        d_in += n_bins
+    elif model.numeric == "plr":
+        plr = model.plr
+        before += d_in * (plr.frequencies + 2 * plr.frequencies * plr.width + plr.width)
+        d_in *= plr.width
+    if model.categories == "embedding":
+        before += n_codes * model.embedding
+        d_in, n_codes = d_in + len(schema.cardinalities) * model.embedding, 0
+    widths = [d_in + n_codes, *model.hidden, n_outputs]
+    return before + sum((above + 1) * below for above, below in pairwise(widths))
 
 
 def edges_of(network: nn.Sequential) -> tuple[Tensor, ...]:

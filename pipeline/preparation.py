@@ -10,7 +10,7 @@ import torch
 from pipeline import files, preprocessing
 from pipeline import schema as schemas
 from pipeline.data import PREPARED, TabularData, save_split, split_rows
-from pipeline.errors import UserError
+from pipeline.errors import UserError, printable
 from pipeline.preprocessing import Preprocessor
 from pipeline.schema import Schema, Target, canonical, canonical_value
 from pipeline.settings import Data, Transfer
@@ -46,10 +46,8 @@ class Prepared:
 
 
 def load_prepared(folder: Path = PREPARED) -> tuple[Schema, Preprocessor]:
-    if not (folder / "schema.json").exists():
-        raise UserError(f"{folder / 'schema.json'} is missing: run dvc repro prepare")
-    preprocessor = preprocessing.load_preprocessor(folder / "preprocessor.safetensors")
-    return schemas.load_schema(folder / "schema.json"), preprocessor
+    schema = schemas.load_schema(folder / "schema.json")
+    return schema, preprocessing.load_preprocessor(folder / "preprocessor.safetensors", schema)
 
 
 def prepare(table: pd.DataFrame, second: pd.DataFrame | None, data: Data, seed: int) -> Prepared:
@@ -114,7 +112,7 @@ def _usable(table: pd.DataFrame, data: Data) -> tuple[np.ndarray, dict[str, int]
     """Which rows stay [n] bool, and how many do not, by reason."""
     missing = table[data.target].isna().to_numpy()
     # Nested values of Parquet cannot be compared as they are.
-    plain = table.apply(lambda values: values.astype("str") if values.dtype == object else values)
+    plain = table.apply(lambda values: values.map(str, na_action="ignore") if values.dtype == object else values)
     again = plain.duplicated().to_numpy()
     counts = {"target_missing": int(missing.sum()), "duplicates": int(again.sum())}
     return ~missing & ~(again if data.duplicates == "drop" else np.zeros_like(again)), counts
@@ -181,4 +179,6 @@ def describe(learned: Schema) -> str:
             lines.append(f"{'set aside' if kind == 'drop' else kind}: {', '.join(shown)}{more}")
     of = "mean {0.mean:g}, standard deviation {0.std:g}" if learned.target.task == "regression" else "{0.classes}"
     lines.append(f"target: {learned.target.name}, {of.format(learned.target)}")
-    return "\n".join([*lines, "all reasons are in data/prepared/schema.json; data.kinds overrides them"])
+    return "\n".join(
+        [*map(printable, lines), "all reasons are in data/prepared/schema.json; data.kinds overrides them"]
+    )

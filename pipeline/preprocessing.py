@@ -9,12 +9,12 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from pipeline import files
-from pipeline.schema import Part, Schema
+from pipeline.errors import UserError
+from pipeline.schema import PART_FEATURES, Part, Schema
 
 Scaling = Literal["standard", "quantile", "robust"]
 
@@ -100,10 +100,34 @@ def save_preprocessor(path: Path, preprocessor: Preprocessor) -> None:
     files.write_bytes(path, save(preprocessor.numbers, {"preprocessor": json.dumps(preprocessor.scaling)}))
 
 
-def load_preprocessor(path: Path) -> Preprocessor:
-    with safe_open(path, framework="pt") as file:
-        numbers = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-        return Preprocessor(json.loads(file.metadata()["preprocessor"]), numbers)
+def load_preprocessor(path: Path, schema: Schema) -> Preprocessor:
+    """Raises `UserError` for a file that holds no preprocessor of columns as `schema` has them."""
+    with path.open("rb") as file:
+        said = files.tensors_header(path, file.read(8 + files.MAX_HEADER)).get("__metadata__")
+    scaling = str(said.get("preprocessor")).strip('"') if isinstance(said, dict) else None
+    return checked(path, scaling, files.read_tensors(path), schema)
+
+
+def checked(path: Path, scaling: Any, numbers: dict[str, Tensor], schema: Schema) -> Preprocessor:
+    """A preprocessor of numbers that somebody may have made up."""
+    if scaling not in _FITTED:
+        raise UserError(f"{path} holds no preprocessor: its scaling is {str(scaling)[:40]!r}")
+    d = n_numeric(schema)
+    n_quantiles = len(numbers["references_"]) if "references_" in numbers and numbers["references_"].dim() else 0
+    shapes = {"quantiles_": (n_quantiles, d), "references_": (n_quantiles,)}
+    expected = {name: shapes.get(name, (d,)) for name in _FITTED[scaling]} if d else {}
+    found = {name: tuple(tensor.shape) for name, tensor in numbers.items()}
+    if found != expected or any(
+        tensor.dtype != torch.float64 or not tensor.isfinite().all() for tensor in numbers.values()
+    ):
+        raise UserError(f"{path} holds no preprocessor for the columns of its schema")
+    return Preprocessor(scaling, numbers)
+
+
+def n_numeric(schema: Schema) -> int:
+    """Columns that are scaled."""
+    parts = (part for column in schema.of_kind("datetime") for part in column.parts)
+    return len(schema.of_kind("numeric")) + sum(len(PART_FEATURES[part]) for part in parts)
 
 
 # -------------------------------------------------------------------------------------------------------- features
@@ -146,9 +170,3 @@ def category_codes(table: pd.DataFrame, schema: Schema) -> np.ndarray:
         found[found < FIRST] = UNSEEN
         codes[:, place] = np.where(values.isna(), MISSING, found)
     return codes
-
-
-def fitted_names(scaling: Scaling, schema: Schema) -> tuple[str, ...]:
-    """The numbers that a fitted preprocessor holds; raises `KeyError` for an unknown scaling."""
-    names = _FITTED[scaling]
-    return names if schema.of_kind("numeric") or schema.of_kind("datetime") else ()

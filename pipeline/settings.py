@@ -3,9 +3,10 @@
 import math
 import re
 import typing
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -14,6 +15,58 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Scalar = bool | int | float | str
+
+
+# Who logs in where, before the host. A key of S3 may hold a slash; a port, which ends at one, is no password.
+_USER = r"(?:[^\s'\"?#/]*@|[^\s'\"?#/@:]*:(?!\d*(?:/|$))[^\s'\"?#]*@)"
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+# What in a query opens a door; a public one, such as ?raw=true or ?format=csv&gid=0, passes.
+_OPENS_A_DOOR = re.compile(r"token|key|secret|passw|pwd|sig|credential|auth|session|^(code|sas)$", re.IGNORECASE)
+
+
+def without_secret(text: str) -> str:
+    """Text as it may be shown: every URL in it without user, password, query and fragment."""
+    return re.sub(rf"://{_USER}?([^\s'\"?#]*)(?:[?#][^\s'\"]*)?", r"://\1", text)
+
+
+def with_variables(url: str, environment: Mapping[str, str]) -> str:
+    """A URL with `${NAME}` replaced by that variable; raises `KeyError` for one that is not set."""
+    return _VARIABLE.sub(lambda found: environment[found[1]], url)
+
+
+def _holds_secret(text: str) -> bool:
+    for url in text.split("::"):  # fsspec chains, such as simplecache::https://…
+        scheme, found, rest = url.partition("://")
+        if not found:
+            continue
+        user_info = re.match(_USER, _VARIABLE.sub("", rest))
+        user, _, password = user_info[0].removesuffix("@").partition(":") if user_info else ("", "", "")
+        if password or (user and scheme.lower() in ("http", "https")):
+            return True
+        for field in re.split("[?#&;]", rest)[1:]:
+            name, _, value = field.partition("=")
+            if value and _OPENS_A_DOOR.search(name) and not _VARIABLE.fullmatch(value):
+                return True
+    return False
+
+
+def _source_without_secret(url: str) -> str:
+    if _holds_secret(url):
+        raise ValueError(
+            "holds a secret, which dvc.lock would keep: name a variable of the environment, as in ${TOKEN}"
+        )
+    return url
+
+
+def _server_without_secret(url: str) -> str:
+    if _holds_secret(url):
+        raise ValueError(
+            "holds a secret, which dvc.lock would keep: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_URI"
+        )
+    return url
+
+
+Source = Annotated[str, Field(min_length=1), AfterValidator(_source_without_secret)]
 Task = Literal["binary", "multiclass", "regression"]
 MetricName = Literal[
     "val.accuracy", "val.f1", "val.auroc", "val.loss", "val.rmse", "val.mae", "val.r2",
@@ -95,7 +148,7 @@ class Split(Section):
 class Transfer(Section):
     column: str | None = None
     values: tuple[Scalar, ...] = ()
-    source: str | None = None
+    source: Source | None = None
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -109,7 +162,7 @@ class Transfer(Section):
 
 
 class Data(Section):
-    source: Annotated[str, Field(min_length=1)]
+    source: Source
     target: Annotated[str, Field(min_length=1)]
     task: Task
     drop: tuple[str, ...] = ()
@@ -136,7 +189,7 @@ class Plr(Section):
 
 
 class Model(Section):
-    hidden: tuple[Count, ...] = (128, 64)
+    hidden: Annotated[tuple[Count, ...], Field(max_length=100)] = (128, 64)
     activation: Literal["relu", "leaky_relu", "sigmoid", "tanh", "selu"] = "relu"
     slope: NotNegative = 0.01
     dropout: Probability = 0.1
@@ -146,7 +199,7 @@ class Model(Section):
     plr: Plr = Plr()
     categories: Literal["onehot", "embedding"] = "onehot"
     embedding: Count = 16
-    ensemble: Count | Literal["auto"] = 1
+    ensemble: Annotated[int, Field(ge=1, le=1000)] | Literal["auto"] = 1
 
     @property
     def n_members(self) -> int:
@@ -269,13 +322,15 @@ class Search(Section):
 
 
 class Register(Section):
-    name: Annotated[str, Field(pattern=r"^[^/:]+$")]
+    name: Annotated[
+        str, Field(pattern=r"^[^/:'\"`\\\pC]+$", max_length=200)
+    ]  # MLflow's search and the model card quote it
     metric: MetricName
     minimum: float
 
 
 class Tracking(Section):
-    uri: str | None = None
+    uri: Annotated[str, AfterValidator(_server_without_secret)] | None = None
     experiment: Annotated[str, Field(min_length=1)] = "default"
 
 
@@ -321,15 +376,6 @@ def task_metrics(task: Task) -> tuple[str, ...]:
 def lower_is_better(metric: str) -> bool:
     """Whether a score such as `val.loss` or `val_rmse` is the better the smaller it is."""
     return re.split("[._]", metric)[-1] in ("loss", "rmse", "mae", "ece", "uncalibrated")
-
-
-def without_secret(url: str) -> str:
-    """A source as it may be shown: without user, password and query."""
-    if "://" not in url:
-        return url
-    scheme, rest = url.split("://", 1)
-    host, slash, path = rest.partition("?")[0].partition("#")[0].partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def is_whole(name: str) -> bool:

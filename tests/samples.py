@@ -13,7 +13,7 @@ from pipeline import config, datasets
 from pipeline.bundle import Bundle
 from pipeline.data import TabularData, generator
 from pipeline.model import bin_edges, build_network
-from pipeline.preparation import prepare
+from pipeline.preparation import Prepared, prepare
 from pipeline.preprocessing import Preprocessor
 from pipeline.schema import Schema, Target
 from pipeline.settings import Config, Csv, Data, Model, Task, Train
@@ -59,7 +59,10 @@ class Sample:
 
 
 def make(table: pd.DataFrame, data: Data, seed: int = 0) -> Sample:
-    prepared = prepare(table, None, data, seed)
+    return sampled(prepare(table, None, data, seed), data, table)
+
+
+def sampled(prepared: Prepared, data: Data, table: pd.DataFrame) -> Sample:
     domain = prepared.domains["source"]
     splits = {}
     for name, rows in domain.splits.items():

@@ -174,7 +174,7 @@ def test_a_pickle_in_place_of_weights_is_refused_and_never_run_even_with_fitting
     refused(saved, WEIGHTS, pickle.dumps(Exploit()))
     (saved / WEIGHTS).write_bytes(pickle.dumps(Exploit()))
     sign(saved)
-    with pytest.raises(UserError, match=f"{saved} cannot be loaded"):
+    with pytest.raises(UserError, match=f"^{saved}.*(cannot be loaded|is not a safetensors|holds no preprocessor)"):
         load_bundle(saved)
 
 
@@ -192,7 +192,7 @@ def test_weights_that_do_not_fit_the_description_are_refused_even_with_fitting_s
             tensors = {name: tensor for name, tensor in tensors.items() if name.startswith("network.")}
     save_file(tensors, saved / WEIGHTS)
     sign(saved)
-    with pytest.raises(UserError, match=f"{saved} cannot be loaded"):
+    with pytest.raises(UserError, match=f"^{saved}.*(cannot be loaded|is not a safetensors|holds no preprocessor)"):
         load_bundle(saved)
 
 

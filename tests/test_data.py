@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import data
+from pipeline import data, files
 from pipeline.data import SPLITS, TabularData, split_rows
 from pipeline.errors import UserError
+from pipeline.schema import Column, Schema, Target
 from pipeline.settings import Split
 
 HALVES = Split(train=0.5, val=0.25, test=0.25)
@@ -224,9 +225,17 @@ def test_generator_leaves_the_global_one_alone():
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+def with_schema(folder, d_num, d_cat, task):
+    numbers = [Column(name=f"n{k}", kind="numeric", reason="") for k in range(d_num)]
+    texts = [Column(name=f"c{k}", kind="categorical", reason="", categories=tuple("abcdefgh")) for k in range(d_cat)]
+    target = Target(name="y", task=task, classes=("u", "v", "w") if task == "multiclass" else ())
+    files.write_json(folder / "schema.json", Schema(columns=(*numbers, *texts), target=target).model_dump(mode="json"))
+
+
 @pytest.mark.parametrize("y", [torch.tensor([0, 2, 1, 2, 0]), torch.tensor([0.5, -1, 2, 3, 4], dtype=torch.float32)])
 @pytest.mark.parametrize("codes", [torch.uint8, torch.int16])
 def test_split_comes_back_from_disk_as_it_was(tmp_path, y, codes):
+    with_schema(tmp_path, 3, 2, "regression" if y.is_floating_point() else "multiclass")
     stored = TabularData(torch.randn(5, 3).T.contiguous().T, torch.arange(10, dtype=codes).reshape(5, 2), y)
     data.save_split(tmp_path / "source", "val", stored, np.array([3, 5, 8, 9, 11]))
     loaded = data.load_split("source", "val", tmp_path)
@@ -239,6 +248,7 @@ def test_split_comes_back_from_disk_as_it_was(tmp_path, y, codes):
 
 def test_same_split_is_stored_in_the_same_bytes(tmp_path):
     stored = TabularData(torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.uint8), torch.tensor([0, 1]))
+    with_schema(tmp_path, 0, 0, "multiclass")
     for folder in ("a", "b"):
         data.save_split(tmp_path / folder, "train", stored, np.array([0, 1]))
     first, second = ((tmp_path / folder / "train.safetensors").read_bytes() for folder in ("a", "b"))

@@ -7,7 +7,7 @@ import torch
 from matplotlib.figure import Figure
 from sklearn import metrics as reference
 
-from pipeline import evaluation, figures, metrics
+from pipeline import evaluation, figures, files, metrics
 from pipeline.data import TabularData, generator, save_split
 from pipeline.evaluation import GRID, evaluate, load_scores, report, save, summary
 from pipeline.schema import Schema, Target
@@ -156,6 +156,8 @@ def stored(folder, of, domains):
         for split in ("train", "val", "test"):
             data = of.splits[split] if domain == "source" else of.splits[split].take(torch.arange(10))
             save_split(folder / "data/prepared" / domain, split, data, np.arange(len(data)))
+    learned = of.schema.model_copy(update={"transfer_target": of.target})
+    files.write_json(folder / "data/prepared/schema.json", learned.model_dump(mode="json"))
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ def test_saved_preprocessor_gives_the_same_bits(numbers, scaling, tmp_path):
     for name in ("a", "b"):
         preprocessing.save_preprocessor(tmp_path / name, fitted)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    loaded = preprocessing.load_preprocessor(tmp_path / "a")
+    loaded = preprocessing.load_preprocessor(tmp_path / "a", learned)
     assert loaded.scaling == scaling
     for ours, theirs in zip(fitted.transform(numbers, learned), loaded.transform(numbers, learned), strict=True):
         assert ours.numpy().tobytes() == theirs.numpy().tobytes()
@@ -197,7 +197,7 @@ def test_saved_preprocessor_gives_the_same_bits(numbers, scaling, tmp_path):
 def test_preprocessor_without_numbers_is_saved_and_loaded(scaling, tmp_path):
     learned, table = schema_of(category("a", "x")), pd.DataFrame({"a": ["x", "y"]})
     preprocessing.save_preprocessor(tmp_path / "p", preprocessing.fit(table, learned, scaling))
-    x_num, x_cat = preprocessing.load_preprocessor(tmp_path / "p").transform(table, learned)
+    x_num, x_cat = preprocessing.load_preprocessor(tmp_path / "p", learned).transform(table, learned)
     assert (x_num.shape, x_cat.tolist()) == ((2, 0), [[FIRST], [UNSEEN]])
 
 

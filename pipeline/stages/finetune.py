@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipeline import checkpoints, config, console, evaluation, files, finetuning, training
 from pipeline.bundle import copy_bundle, load_bundle, save_bundle
-from pipeline.data import load_split
+from pipeline.data import check_fit, load_split
 from pipeline.model import describe
 from pipeline.tracking import stage_run, state
 
@@ -23,7 +23,10 @@ def main() -> None:
             copy_bundle(TRAINED, FOLDER)
             files.write_json(FOLDER / "transfer.json", {})
             return
-        train, val, test = (load_split("transfer", split).to(device) for split in ("train", "val", "test"))
+        splits = {split: load_split("transfer", split) for split in ("train", "val", "test")}
+        for split, data in splits.items():
+            check_fit(data, trained.schema, f"data/prepared/transfer/{split}.safetensors")
+        train, val, test = (data.to(device) for data in splits.values())
         settings = settings.sized(len(train))
         tuned = finetuning.members(trained, target, settings, device)
         print(describe(tuned[0].network))

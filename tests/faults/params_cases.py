@@ -1,0 +1,138 @@
+"""Hostile params.yaml by number: the shipped file, changed in ways that a person, a program or an enemy might."""
+
+import random
+import string
+from pathlib import Path
+from typing import Any
+
+from pipeline import config
+from tests.imports import ROOT
+
+SHIPPED = (ROOT / "params.yaml").read_text(encoding="utf-8")
+LINES = SHIPPED.splitlines()
+
+VALUES = [
+    "null", "~", "", "true", "yes", "[]", "{}", "-1", "0", "1", "1e400", "-1e400", ".inf", "-.inf", ".nan", "9" * 400, "9" * 5000,
+    "0x" + "f" * 5000, "0o7", "1_000", "+_", "0b_", "1:20:30", "2013-01-01", "2013-99-99", "=", "'", '"', "|", ">", "- 1", "?", "[1, 2",
+    "{a: 1", "*x", "&x 1", "&x [*x]", "!!python/object/apply:os.system ['touch {payload}']", "!!python/name:os.system",
+    "!!python/object/new:subprocess.Popen [[touch, {payload}]]", "!!int ''", "!!int x", "!!float ''", "!!bool maybe", "!!timestamp x",
+    "!!binary é", "!!binary aGk=", "!!set {a, b}", "!!omap [a: 1]", "!!pairs [a: 1]", "!!merge x", "!!null x", "!point 3", "!<x> 3", "<<",
+    '"\\ud800"', '"\\0"', '"\\x1b[2J"', "'\u202e'", "\x00", "\x07", "\u2028", "a" * 100_000, "[" * 400 + "]" * 400, "[" * 100_000,
+    "{a: " * 300 + "1" + "}" * 300, "../../../etc/passwd", "/etc/passwd", "$(touch {payload})", "`touch {payload}`", "; touch {payload}",
+    "{0.__class__}", "%s%n", "${PATH}", "https://u:p@h/x.csv", "s3://key:secret@b/t.csv", "sklearn:../iris", "openml:", "file:///dev/zero",
+    "[[[1]]]", "[null]", "{low: 1}", "{low: 1, high: .inf}", "{choices: []}", "{choices: [{a: 1}]}", "{choices: [1e400]}",
+    "1" + "0" * 300, "1.0e-400", "18446744073709551616", "[1, 1e99]", "name'", "a\tb", "'; DROP TABLE runs; --",
+]  # fmt: skip
+
+
+def laughs(rng: random.Random) -> str:
+    wide, deep = rng.randrange(2, 10), rng.randrange(5, 30)
+    kind = rng.choice(["[{}]", "{{<<: [{}]}}"])
+    lines = ["l0: &l0 " + ("{a: 1}" if "<<" in kind else "[a]")]
+    lines += [f"l{k}: &l{k} " + kind.format(", ".join([f"*l{k - 1}"] * wide)) for k in range(1, deep)]
+    return SHIPPED + "\n" + "\n".join(lines)
+
+
+def one_value(rng: random.Random) -> str:
+    lines = list(LINES)
+    for _ in range(rng.choice([1, 1, 1, 3])):
+        place = rng.choice([k for k, line in enumerate(lines) if ":" in line and not line.startswith("#")])
+        lines[place] = f"{lines[place].split(':')[0]}: {rng.choice(VALUES)}"
+    return "\n".join(lines)
+
+
+def inner_value(rng: random.Random) -> str:
+    tree = config.read_yaml(ROOT / "params.yaml")
+    odd: list[Any] = [
+        None, True, -1, 0, 1e308, "", "x", [], {}, [[]], [{}], {"a": {}}, 10**30, 1e-320, "\x1b[31m", {"": 1}, "😀" * 50,
+        [None] * 5, {"low": 0, "high": 1}, {"choices": [[1], "a", None]}, 2**63, "LGA", ["a"] * 9000, {str(k): k for k in range(3000)},
+    ]  # fmt: skip
+    for _ in range(rng.choice([1, 2, 5])):
+        node: Any = tree
+        while True:
+            key = rng.choice(list(node) if isinstance(node, dict) else range(len(node)))
+            inside = node[key]
+            if isinstance(inside, dict | list) and inside and rng.random() < 0.8:
+                node = inside
+                continue
+            change = rng.random()
+            if change < 0.7:
+                node[key] = rng.choice(odd)
+            elif change < 0.85:
+                del node[key]
+            elif isinstance(node, dict):
+                node[rng.choice(["", "lr", "a.b", "__class__", "x" * 500, "source"])] = rng.choice(odd)
+            break
+        if not tree:
+            break
+    return config.dump_yaml(tree)
+
+
+def damaged(rng: random.Random) -> bytes:
+    content = bytearray(SHIPPED.encode())
+    for _ in range(rng.choice([1, 3, 30, 1000])):
+        place, change = rng.randrange(len(content)), rng.randrange(4)
+        if change == 0:
+            content[place] ^= 1 << rng.randrange(8)
+        elif change == 1:
+            del content[place : place + rng.randrange(1, 30)]
+        elif change == 2:
+            content[place:place] = rng.choice("[]{}:-&*!|>'\"%@`#?,\n\t <~=").encode() * rng.choice([1, 1, 2, 50])
+        else:
+            end = place + rng.randrange(200)
+            content[place:place] = content[place:end]
+        if not content:
+            break
+    return bytes(content)
+
+
+def structure(rng: random.Random) -> str | bytes:
+    token = [
+        *"[]{}:-&*!|>'\"%?,#\n\t ",
+        "- ",
+        ": ",
+        "<<: ",
+        "a",
+        "&a ",
+        "*a",
+        "!!set ",
+        "---\n",
+        "...\n",
+        "%YAML 1.1\n",
+        "%TAG ! !\n",
+        "? ",
+    ]
+    return rng.choice(
+        [
+            lambda: "".join(rng.choices(token, k=rng.randrange(200))),
+            lambda: rng.randbytes(rng.randrange(5000)),
+            lambda: SHIPPED.encode(rng.choice(["utf-16", "utf-32", "utf-8-sig", "cp500", "utf-7"])),
+            lambda: SHIPPED.replace("data", "dätä").encode("latin-1"),
+            lambda: b"\x80\x04\x95" + rng.randbytes(50) + b".",
+            lambda: SHIPPED + "\n" + SHIPPED,
+            lambda: SHIPPED.replace("\n", "\r"),
+            lambda: "%YAML 1.1\n---\n" + SHIPPED,
+            lambda: SHIPPED * 2000,  # some 10 MB
+            lambda: "a: " + "x" * 10_000_000,
+            lambda: "x: [" + "1, " * 40_000 + "1]",
+            lambda: "\n".join(" " * k + "a:" for k in range(rng.choice([20, 400]))),
+            lambda: "\n".join(f"{''.join(rng.choices(string.printable, k=9))}: 1" for _ in range(50)),
+            lambda: SHIPPED + "\n" + "\n".join(f"k{k}: {k}" for k in range(5000)),
+            lambda: "&a [" + "*a, " * 1000 + "*a]",
+            lambda: "- " * 3000 + "a",
+        ]
+    )()
+
+
+def case(number: int, folder: Path) -> None:
+    rng = random.Random(f"params {number}")
+    made = rng.choice([one_value, one_value, one_value, inner_value, inner_value, damaged, structure, laughs])(rng)
+    path, payload = folder / "params.yaml", folder / "payload"
+    content = (
+        made if isinstance(made, bytes) else made.replace("{payload}", str(payload)).encode("utf-8", "surrogatepass")
+    )
+    path.write_bytes(content)
+    try:
+        config.load(path)
+    finally:
+        assert not payload.exists(), "code in the file was run"

@@ -1,0 +1,139 @@
+"""A secret is planted where a person might put one; afterwards it stands in no file, no output and no run."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline import config, datasets
+from pipeline.errors import UserError
+from pipeline.settings import Csv
+from tests import clones, samples
+from tests.conftest import write_params
+from tests.faults.conftest import Tally
+from tests.test_datasets import server  # noqa: F401 - a fixture
+
+SECRET = "".join(["hunter2", "Zq9"])  # not in one piece in this file, which is searched too
+WITH_SECRET = [
+    "https://user:{}@host/t.csv",
+    "https://{}@host/t.csv",
+    "s3://key:{}@bucket/t.csv",
+    "s3://KEY:a/{}@bucket/t.csv",
+    "simplecache::https://user:{}@host/t.csv",
+    "https://host/t.csv?token={}",
+    "https://host/t.csv?raw=true&api_key={}",
+    "https://host/t.csv?X-Amz-Credential=a&X-Amz-Signature={}",
+    "https://host/t.csv?sv=1&sig={}",
+    "https://host/t.csv#access_token={}",
+    "https://host/t.csv?token=${{TOKEN}}{}",
+    "postgresql://user:{}@host/db",
+]
+PUBLIC = [
+    "https://host/t.csv?raw=true",
+    "https://host/t?format=csv&gid=0#gid=0",
+    "https://host/t?resource_id=8f14e45f-ceea-467f-a8d4-9d1b3f2c6a10",
+    "https://host:8080/a@b.csv",
+    "abfs://container@account.dfs.core.windows.net/t.csv",
+    "s3://bucket/a@b.csv",
+    "https://host/t.csv?token=${TOKEN}",
+    "https://${USER}:${TOKEN}@host/t.csv",
+    "sqlite:////tmp/mlflow.db",
+    "http://127.0.0.1:5000",
+]
+
+
+@pytest.mark.parametrize("name", ["data.source", "data.transfer", "tracking.uri"])
+def test_an_address_with_a_secret_is_refused_and_not_repeated(
+    project: Callable[..., Path], name: str, tally: Tally
+) -> None:
+    for address in (pattern.format(SECRET) for pattern in WITH_SECRET):
+        with tally.trial("secret in an address of params.yaml"):
+            folder = project({name: {"source": address} if name == "data.transfer" else address})
+            with pytest.raises(UserError, match="holds a secret") as caught:
+                config.load(folder / "params.yaml")
+            assert SECRET not in str(caught.value)
+            assert "MLFLOW_TRACKING_PASSWORD" in str(caught.value) or "${TOKEN}" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["data.source", "tracking.uri"])
+def test_a_public_address_goes_on_working(project: Callable[..., Path], name: str) -> None:
+    for address in PUBLIC:
+        config.load(project({name: address}) / "params.yaml")
+
+
+def test_an_address_in_the_wrong_place_is_shown_without_its_secret(project: Callable[..., Path], tally: Tally) -> None:
+    for name in ("data.source", "train.lr", "model.hidden", "data.task", "search.sampler"):
+        for address in WITH_SECRET:
+            with tally.trial("secret in a value of another kind"):
+                value = [address.format(SECRET)] if name == "data.source" else address.format(SECRET)
+                with pytest.raises(UserError) as caught:
+                    config.load(project({name: value}) / "params.yaml")
+                assert SECRET not in str(caught.value)
+
+
+def test_a_variable_in_an_address_is_read_where_it_is_used_alone(
+    server: tuple[str, dict[str, bytes]],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    host, answers = server
+    answers["/t.csv"] = b"a,b\n1,2\n"
+    monkeypatch.setenv("TOKEN", SECRET)
+    assert datasets.read(f"http://{host}/t.csv?token=${{TOKEN}}", Csv()).shape == (1, 2)
+    for path in ("/none.csv", "/403", "/hangup"):
+        with pytest.raises(UserError) as caught:
+            datasets.read(f"http://u:${{TOKEN}}@{host}{path}?token=${{TOKEN}}", Csv())
+        assert SECRET not in str(caught.value)
+    monkeypatch.delenv("TOKEN")
+    with pytest.raises(UserError, match="needs the variable TOKEN, which is not set"):
+        datasets.read(f"http://{host}/t.csv?token=${{TOKEN}}", Csv())
+
+
+def found_in(folder: Path) -> list[Path]:
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert len(files) > 30
+    return [path for path in files if SECRET.encode() in path.read_bytes()]
+
+
+def test_no_secret_of_address_or_environment_is_written_anywhere(
+    server: tuple[str, dict[str, bytes]],  # noqa: F811
+    tmp_path: Path,
+    tally: Tally,
+) -> None:
+    host, answers = server
+    answers["/t.csv"] = samples.mixed().to_csv(index=False).encode()
+    source = f"http://{host}/t.csv?token=${{TOKEN}}"
+    folder = clones.clone(
+        tmp_path / "clone",
+        {"data.source": source, "data.target": "sold", "data.task": "binary", "register.minimum": 0.0},
+    )
+    planted = dict.fromkeys(
+        ("TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY"), SECRET
+    )
+    environment = os.environ | planted | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+    def call(*command: str, **more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command, cwd=folder, env=environment | more, capture_output=True, text=True, check=False
+        )  # fmt: skip
+
+    with tally.trial("secret in the environment and in a variable of the address"):
+        done = call("dvc", "repro", "prepare")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert SECRET not in done.stdout + done.stderr
+        assert found_in(folder) == []
+    with tally.trial("secret in the address of a dead server"):
+        done = call("python", "-m", "pipeline.stages.prepare", MLFLOW_TRACKING_URI=f"http://user:{SECRET}@127.0.0.1:9")
+        assert SECRET not in done.stdout + done.stderr
+        assert found_in(folder) == []
+    with tally.trial("secret in data.source: dvc.lock, runs and output"):
+        write_params(
+            folder, {"data.source": f"http://u:{SECRET}@{host}/t.csv", "data.target": "sold", "data.task": "binary"}
+        )
+        done = call("dvc", "repro", "fetch")
+        assert done.returncode != 0
+        assert "holds a secret" in done.stderr
+        assert SECRET not in done.stdout + done.stderr
+        assert found_in(folder) == [folder / "params.yaml"]

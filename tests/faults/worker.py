@@ -1,0 +1,87 @@
+"""Hostile inputs one after another, in a process of its own: bounded in memory, and in time by the clock of its CPU.
+
+`python -m tests.faults.worker MODULE FIRST END` calls `MODULE.case(n, folder)` for each n and prints a line of JSON for it.
+"""
+
+import faulthandler
+import importlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+from pipeline.errors import UserError
+from tests.imports import ROOT
+
+SECONDS, BYTES = 10, 2**30
+A_PROCESS = 250  # cases: what one leaves in memory is soon gone
+
+
+def main(module: str, first: int, end: int) -> None:
+    cases = importlib.import_module(f"tests.faults.{module}")
+    warnings.simplefilter("ignore")
+    signal.signal(signal.SIGPROF, _too_long)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + BYTES, resource.RLIM_INFINITY))
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(first, end):
+            print(json.dumps(_tried(cases, number, Path(folder))), flush=True)
+
+
+def _tried(cases: object, number: int, folder: Path) -> dict[str, object]:
+    lost, said = "", ""
+    faulthandler.dump_traceback_later(6 * SECONDS, exit=True)  # of code that hears no signal, or waits
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    try:
+        cases.case(number, folder)
+    except UserError as error:
+        said = str(error)
+        if not said.isprintable() or not 10 < len(said) < 1500:
+            lost = f"unclear: {said[:300]!r}"
+    except BaseException as error:  # whatever it is, it is the loss that is reported
+        lost = f"{type(error).__name__}: {error}"[:300] + _where(error)
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    faulthandler.cancel_dump_traceback_later()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if peak > BYTES:
+        lost = lost or f"{peak >> 20} MiB"
+    return {"number": number, "said": said, "lost": lost}
+
+
+def _where(error: BaseException) -> str:
+    trace, places = error.__traceback__, []
+    while trace is not None:
+        places.append(f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}")
+        trace = trace.tb_next
+    return " at " + " ".join(places[-6:])
+
+
+def _too_long(*_: object) -> None:
+    raise TimeoutError(f"more than {SECONDS} s")
+
+
+def tried(module: str, first: int, end: int) -> list[dict[str, object]]:
+    """What became of each case; where one ends the process, another process goes on with the next one."""
+    found: list[dict[str, object]] = []
+    one_thread = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    while len(found) < end - first:
+        here = first + len(found)
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.faults.worker", module, str(here), str(min(here + A_PROCESS, end))],
+            cwd=ROOT, env=one_thread, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        found += rows
+        if done.returncode or not rows:
+            lost = f"status {done.returncode}: {done.stderr[-300:]}"
+            found.append({"number": first + len(found), "said": "", "lost": lost})
+    return found
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
