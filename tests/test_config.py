@@ -214,7 +214,7 @@ def test_transfer_that_is_neither_or_both_is_refused(params, source):
     ("old", "new", "said"),
     [
         ("seed: 42", "seed: 42\nseed: 43", "line 4: seed stands twice"),
-        ("  lr: preset", "  lr: 0.05\n  lr: 0.06", "line 36: lr stands twice"),
+        ("  lr: preset", "  lr: 0.05\n  lr: 0.06", "line 37: lr stands twice"),
         ("seed: 42", "seed: [42", "line 4: not YAML"),
         ("seed: 42", "\tseed: 42", "line 3: not YAML"),
         ("seed: 42", "seed: !point 3", "line 3: not YAML"),

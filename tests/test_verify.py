@@ -189,7 +189,7 @@ def test_a_small_project_repeats_and_what_does_not_is_named(tmp_path: Path, monk
     said = call(folder, "python", "-m", "pipeline", "verify", "--stage", "train", status=1)
     assert "0 of 1 stages identical" in said
     assert "models/train/history.csv: columns epoch" in said
-    (size,) = re.findall(rf"model.safetensors: {name}: 1 of {tensors[name].size} numbers, by up to (\S+),", said)
+    (size,) = re.findall(rf"model.safetensors: {name}: 1 of {tensors[name].size:,} numbers, by up to (\S+),", said)
     assert float(size) == pytest.approx(1e-6, rel=0.2)  # as far as a float32 can be that far
 
     params = folder / "params.yaml"
