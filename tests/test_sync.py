@@ -23,7 +23,7 @@ from tests.test_stages import CHAIN, run_chain
 IRIS = {"data.source": "sklearn:iris", "data.target": "target", "data.task": "multiclass"}
 OUTS = {"fetch": "data/raw", "prepare": "data/prepared", "baseline": "reports/baseline", "register": "models/champion"}
 # What no output tells: scores of the best epoch and of the overfit check, and how many parameters all members have.
-UNTOLD = ("best/", "parameters/", "overfit/train/accuracy", "overfit/val/accuracy")
+UNTOLD = ("best/", "parameters/", "overfit/train/accuracy", "overfit/val/accuracy", "overfit/lr")
 
 
 def lock(*chain: str) -> None:
