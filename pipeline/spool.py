@@ -196,14 +196,18 @@ def n_waiting(root: Path) -> int:
     return sum(Spool(events.parent).n_waiting for events in root.glob(f"[!.]*/{EVENTS}"))
 
 
-def is_at_work(root: Path, stage: str, key: str) -> bool:
-    """Whether a living process executes the stage with this key, or sends what it logged."""
+def on_its_way(root: Path, stage: str, key: str) -> bool:
+    """Whether the run of the stage with this key is being logged, or is whole and waits to be sent."""
     for events in root.glob(f"{stage}-{key}-*/{EVENTS}"):
+        spool = Spool(events.parent)
         try:
-            with Spool(events.parent).lock:
-                pass
+            with spool.lock:
+                if spool.status == "FINISHED":
+                    return True
         except Timeout:
             return True
+        except FileNotFoundError:  # sent just now
+            continue
     return False
 
 

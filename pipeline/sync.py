@@ -117,8 +117,7 @@ def sync(all_commits: bool = False) -> None:
             if entry.key in seen:
                 continue
             seen.add(entry.key)
-            # A stage that is at work has its run, and sends it.
-            if spools.is_at_work(root, stage, entry.key) or tracking.is_tracked(settings, entry.key):
+            if spools.on_its_way(root, stage, entry.key) or tracking.is_tracked(settings, entry.key):
                 continue
             try:
                 with spools.built(root, stage, entry.key) as spool:

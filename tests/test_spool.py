@@ -199,3 +199,14 @@ def test_a_rebuilt_run_is_there_once_and_whole_or_not_at_all(tmp_path: Path) -> 
     (found,) = spools.waiting(tmp_path)
     assert found.execution == "restoredkey"
     assert kinds(found) == ["run", "end"]
+
+
+def test_a_run_is_on_its_way_while_a_process_has_it_and_when_it_waits_whole(tmp_path: Path) -> None:
+    ended(tmp_path, "FAILED")
+    assert not spools.on_its_way(tmp_path, "train", "key")
+    spool = begun(tmp_path)
+    assert spools.on_its_way(tmp_path, "train", "key")
+    spool.append("end", status="FINISHED")
+    spool.lock.release()
+    assert spools.on_its_way(tmp_path, "train", "key")
+    assert not spools.on_its_way(tmp_path, "train", "other")

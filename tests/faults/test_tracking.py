@@ -84,7 +84,7 @@ def ends_well(folder: Path, process: "subprocess.Popen[str]", waits: bool = True
 
 
 def run_stage(folder: Path, uri: str | None = None, waits: bool = True) -> None:
-    with stage(folder, uri) as process:
+    with stage(folder, uri, slow=0.1) as process:  # long enough for MLflow to be imported beside it
         ends_well(folder, process, waits)
 
 
