@@ -53,7 +53,7 @@ def save_raw(table: pd.DataFrame, path: Path) -> None:
     with files.replacing(path) as temporary:
         try:
             table.to_parquet(temporary, index=False)
-        except (pyarrow.ArrowException, TypeError):
+        except (pyarrow.ArrowException, TypeError, OverflowError):
             mixed = [name for name in table.columns if table[name].dtype == object]
             table.assign(**{name: canonical(table[name]) for name in mixed}).to_parquet(temporary, index=False)
 
