@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -67,7 +66,8 @@ class Checkpoints:
             for key, tensor in own.items()
         }
         state = {"format": FORMAT, "device": _device(members), "members": [_plain(member) for member in members]}
-        content = save(tensors, {"state": json.dumps(state)})
+        tensors["state"] = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+        content = save(tensors)
         try:
             files.write_bytes(self.folder / f"{name}.safetensors", content + hashlib.sha256(content).digest())
         except OSError as error:
@@ -134,11 +134,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
     content, digest = whole[:-32], whole[-32:]
     if hashlib.sha256(content).digest() != digest:
         return None
-    try:
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        return json.loads(header["__metadata__"]["state"]), load(content)
-    except (ValueError, KeyError, SafetensorError):
-        return None
+    tensors = load(content)
+    return json.loads(bytes(tensors.pop("state").tolist())), tensors
 
 
 def _parts(member: Member) -> dict[str, dict[str, Tensor]]:

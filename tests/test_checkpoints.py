@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import itertools
 import json
 import os
@@ -6,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from pipeline import checkpoints, files
 from pipeline.checkpoints import Checkpoints, opened
@@ -165,15 +167,11 @@ def test_two_processes_with_one_key_do_not_share_checkpoints(tmp_path, monkeypat
 def test_a_checkpoint_of_another_device_is_left_alone(tmp_path):
     train(Checkpoints(tmp_path), members())
     path = tmp_path / "network.safetensors"
-    whole = path.read_bytes()[:-32]
-    size = int.from_bytes(whole[:8], "little")
-    header = json.loads(whole[8 : 8 + size])
-    state = json.loads(header["__metadata__"]["state"])
+    state, tensors = checkpoints._read(path)
     assert state["device"] == "cpu"
-    header["__metadata__"]["state"] = json.dumps({**state, "device": "cuda"})
-    changed = json.dumps(header).encode()
-    content = len(changed).to_bytes(8, "little") + changed + whole[8 + size :]
-    path.write_bytes(content + checkpoints.hashlib.sha256(content).digest())
+    other = torch.tensor(list(json.dumps({**state, "device": "cuda"}).encode()), dtype=torch.uint8)
+    content = save({**tensors, "state": other})
+    path.write_bytes(content + hashlib.sha256(content).digest())
     fresh = members()
     Checkpoints(tmp_path).keeping("network", fresh)
     assert not any(member.history for member in fresh)
