@@ -167,7 +167,9 @@ def test_the_same_params_give_the_same_bytes(project: Callable[..., Path]) -> No
     assert outputs() == first
 
 
-def test_runs_hold_parameters_curves_metrics_and_origin(project: Callable[..., Path]) -> None:
+def test_runs_hold_parameters_curves_metrics_and_origin(
+    project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     project({"data.source": "sklearn:iris", "data.target": "target", "data.task": "multiclass"})
     run_chain()
     from mlflow import MlflowClient
@@ -200,6 +202,7 @@ def test_runs_hold_parameters_curves_metrics_and_origin(project: Callable[..., P
 
     import mlflow
 
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.tracking_uri(config.load().tracking))
     model = mlflow.pyfunc.load_model("models:/nycflights-arrival@champion")
     raw = pd.read_parquet("data/raw/table.parquet").head(7)
     expected = load_bundle(Path("models/champion")).predict(raw)
