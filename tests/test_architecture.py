@@ -13,7 +13,8 @@ from tests.imports import PACKAGE, ROOT, closure, imports, path_of
 GROUND = {
     "errors": set(),
     "files": {"errors"},
-    "console": {"errors"},
+    "locks": {"errors"},
+    "console": {"errors", "locks"},
     "settings": set(),
     "config": {"errors", "files", "settings"},
     "processor": {"config", "errors"},
