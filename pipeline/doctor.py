@@ -90,13 +90,13 @@ def packages() -> Iterator[Finding]:
         except PackageNotFoundError:
             wrong[name] = "missing"
     for pin in Path("constraints.txt").read_text(encoding="utf-8").split():
-        name, _, pinned = pin.partition("==")
+        package, _, pinned = pin.partition("==")
         try:
-            found = version(name)
+            found = version(package)
         except PackageNotFoundError:
             continue  # said above, if it is needed
         if found.partition("+")[0] != pinned:  # torch calls its wheel for the CPU 2.13.0+cpu
-            wrong[name] = f"{found}, not {pinned}"
+            wrong[canonicalize_name(package)] = f"{found}, not {pinned}"
     if wrong:
         said = "; ".join(f"{name} is {how}" for name, how in wrong.items())
         yield Finding(said, f"{INSTALL} {' '.join(wrong)}")
@@ -211,15 +211,18 @@ def dvc_files() -> Iterator[Finding]:
     if not Path("dvc.lock").read_bytes().endswith(b"\n"):
         yield Finding("dvc.lock is torn: it ends within a line", f"{undo} && dvc repro")
         return
-    lacking = [name for name, outs in _stages().items() if not all(_known(out) for out in outs)]
-    if lacking:
-        yield Finding(f"dvc.lock does not have all about the outputs of {', '.join(lacking)}", "dvc repro")
+    outs = [(name, out) for name, some in _stages().items() for out in some]
+    if unbuilt := [name for name, out in outs if not out.hash_info]:
+        yield Finding(f"dvc.lock does not have the outputs of {', '.join(unbuilt)}", "dvc repro")
+    # The number of files is the last that DVC writes about a folder.
+    if torn := [name for name, out in outs if out.hash_info and out.hash_info.isdir and not out.meta.nfiles]:
+        yield Finding(f"dvc.lock is torn: it does not have all about the output of {torn[0]}", f"{undo} && dvc repro")
 
 
 def dvc_locks() -> Iterator[Finding]:
     """What a killed `dvc` leaves in .dvc/tmp; the lock of the kernel on .dvc/tmp/lock ends with its process."""
     import psutil
-    from dvc.rwlock import RWLOCK_FILE, SCHEMA
+    from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK, SCHEMA
     from voluptuous import Invalid
 
     repo = _repo()
@@ -235,12 +238,13 @@ def dvc_locks() -> Iterator[Finding]:
             for pid in sorted({entry["pid"] for entry in [*entries["write"].values(), *readers]}):
                 if psutil.pid_exists(pid) and "dvc" not in " ".join(psutil.Process(pid).cmdline()):
                     yield Finding(f"{_shown(path)} names process {pid}, which is not DVC's", remedy)
-    lock = path.with_name("lock")
-    # Only with core.hardlink_lock does the file itself lock: it holds host|pid|number of its owner.
-    if repo.config["core"].get("hardlink_lock") and lock.exists():
-        pid = lock.read_text(encoding="utf-8", errors="replace").split("|")[-2:-1]
-        if not pid or not pid[0].isdigit() or not psutil.pid_exists(int(pid[0])):
-            yield Finding(f"{_shown(lock)} was left by a dvc that has ended", f"rm {_shown(lock)}")
+    if not repo.config["core"].get("hardlink_lock"):
+        return
+    for lock in (path.with_name("lock"), path.with_name(RWLOCK_LOCK)):  # here the file locks, and names host|pid|number
+        if lock.exists():
+            pid = lock.read_text(encoding="utf-8", errors="replace").split("|")[-2:-1]
+            if not pid or not pid[0].isdigit() or not psutil.pid_exists(int(pid[0])):
+                yield Finding(f"{_shown(lock)} was left by a dvc that has ended", f"rm {_shown(lock)}")
 
 
 def cache() -> Iterator[Finding]:
@@ -311,11 +315,6 @@ def _repo() -> "Repo":
 
 def _stages() -> "dict[str, list[Output]]":
     return {stage.addressing: stage.outs for stage in _repo().index.stages}
-
-
-def _known(out: "Output") -> bool:
-    """Whether dvc.lock has all that DVC writes about an output; the number of files is the last line."""
-    return bool(out.hash_info) and out.meta.size is not None and bool(out.meta.nfiles or not out.hash_info.isdir)
 
 
 def _outputs() -> "list[tuple[str, Output]]":
