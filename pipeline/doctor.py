@@ -375,7 +375,7 @@ def _md5(path: Path) -> str:
 
 
 def state() -> Iterator[Finding]:
-    from pipeline import locks, tracking
+    from pipeline import locks, spool, tracking
 
     running = locks.held()
     for stage, pid in running.items():
@@ -386,9 +386,9 @@ def state() -> Iterator[Finding]:
             yield Finding(
                 f"{folder} is of a {stage} with other parameters, data or code", f"rm -r {shlex.quote(str(folder))}"
             )
-    waiting = sum(path.is_file() for path in Path(".state/runs").rglob("*"))
+    waiting = spool.n_waiting(tracking.project_root() / tracking.SPOOLS)
     if waiting and not running:
-        yield Finding(f"{waiting} files in .state/runs wait to be sent to MLflow", "python -m pipeline sync")
+        yield Finding(f"{waiting} events of stages wait to be sent to MLflow", "python -m pipeline sync")
 
 
 def bundles() -> Iterator[Finding]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import doctor, locks, tracking
+from pipeline import doctor, locks, spool, tracking
 from pipeline.doctor import Finding
 from tests.clones import call, clone, environment
 
@@ -27,10 +27,16 @@ def found(check: str) -> list[Finding]:
 
 
 def tree(folder: Path) -> dict[str, tuple[int, int, int]]:
-    """Every file with its inode, size and time of change; git's own index is not counted, which git refreshes itself."""
-    stats = {str(path): path.lstat() for path in folder.rglob("*") if path.name != "index"}
+    """Every file with its inode, size and time of change.
+
+    But for git's index, which git refreshes itself, and its objects, which a clone shares with where it comes from.
+    """
+    not_ours = (".git/index", ".git/objects/", "__pycache__")
+    stats = {str(path): path.lstat() for path in folder.rglob("*")}
     return {
-        name: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items() if "__pycache__" not in name
+        name: (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        for name, stat in stats.items()
+        if not any(part in name for part in not_ours)
     }
 
 
@@ -231,8 +237,8 @@ def test_what_runs_what_waits_and_what_is_of_no_use_is_told(project: Callable[..
     assert finding.remedy == "rm -r .state/checkpoints/fetch/0"
     call(folder, "bash", "-c", finding.remedy)
     assert found(".state") == []
-    (folder / ".state/runs/1").mkdir(parents=True)
-    (folder / ".state/runs/1/events").write_text("{}\n")
+    root = folder / tracking.SPOOLS
+    spool.begin(root, "fetch", "0").append("run", status=None)
     (finding,) = found(".state")
     assert finding.remedy == "python -m pipeline sync"
     with locks.only_one("train"):
