@@ -1,11 +1,13 @@
-"""Commands that are not stages: `python -m pipeline predict | adopt | show | ui | sync | verify`."""
+"""Commands that are not stages: `python -m pipeline predict | adopt | show | verify | doctor | ui | sync`."""
 
+# What a command needs is imported inside it: the doctor has to work where little else does.
 import argparse
+import os
+import sys
 from pathlib import Path
 
-from pipeline import config, console
+from pipeline import console
 from pipeline.errors import UserError, printable
-from pipeline.settings import Csv, task_metrics
 
 ROWS = 65_536  # predicted at a time
 
@@ -31,6 +33,9 @@ def main() -> None:
     command.add_argument("--stage", metavar="NAME", help="only this one, such as train or evaluate@train")
     command.set_defaults(call=lambda a: verify(a.stage))
 
+    command = commands.add_parser("doctor", help="what is wrong here, and what to type against it")
+    command.set_defaults(call=lambda a: doctor())
+
     command = commands.add_parser("ui", help="the MLflow UI on this project's runs")
     command.add_argument("--port", type=int, default=5000)
     command.set_defaults(call=lambda a: ui(a.port))
@@ -53,8 +58,9 @@ def predict(model: Path, table: str, output: Path) -> None:
         raise UserError(f"{table} is no file: predict takes a path or a URL")
     import pandas as pd
 
-    from pipeline import datasets, files, schema
+    from pipeline import config, datasets, files, schema
     from pipeline.bundle import load_bundle
+    from pipeline.settings import Csv
 
     bundle = load_bundle(model)
     raw = datasets.read_file(table, Csv() if not config.PATH.exists() else config.load().data.csv)
@@ -81,6 +87,8 @@ def predict(model: Path, table: str, output: Path) -> None:
 
 def adopt(patch: Path) -> None:
     """Show each parameter that changes, and change it."""
+    from pipeline import config
+
     if not patch.exists():
         raise UserError(f"{patch} is missing: run dvc repro search")
     for name, (old, new) in config.adopt(config.read_yaml(patch)).items():
@@ -92,8 +100,10 @@ def show() -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from pipeline import config
     from pipeline.evaluation import load_scores
     from pipeline.metrics import shown
+    from pipeline.settings import task_metrics
 
     settings = config.load()
     metric = task_metrics(settings.data.task)[0]
@@ -135,8 +145,28 @@ def verify(stage: str | None) -> None:
         raise SystemExit(1)
 
 
+def doctor() -> None:
+    """A line a check, and below it what is wrong and the remedy; ends with status 1 if anything is."""
+    from pipeline.doctor import examine
+
+    green, red, plain = ("\033[32m", "\033[31m", "\033[0m") if _coloured() else ("", "", "")
+    n_wrong = 0
+    for name, findings in examine():
+        print(f"{red}wrong{plain}" if findings else f"{green}ok{plain}   ", name, flush=True)
+        for finding in findings:
+            print(f"      {finding.what}\n      remedy: {finding.remedy}", flush=True)
+        n_wrong += len(findings)
+    print("all is well" if n_wrong == 0 else f"to be mended: {n_wrong}")
+    if n_wrong:
+        raise SystemExit(1)
+
+
+def _coloured() -> bool:
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
+
+
 def ui(port: int) -> None:
-    from pipeline import tracking
+    from pipeline import config, tracking
 
     tracking.serve(config.load().tracking, port)
 

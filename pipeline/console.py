@@ -4,19 +4,24 @@ import errno
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import NoReturn
 
+from pipeline import locks
 from pipeline.errors import UserError
 
 _OUTSIDE_CAUSES = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG}
 
 
-def run(entry_point: Callable[[], None]) -> None:
-    """Call `entry_point`; end a user's mistake, a full disk or a signal in one line and a status."""
+def run(entry_point: Callable[[], None], stage: str | None = None) -> None:
+    """Call `entry_point`; end a user's mistake, a full disk or a signal in one line and a status.
+
+    A `stage` is refused while it runs in this folder already.
+    """
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        entry_point()
+        with locks.only_one(stage) if stage else nullcontext():
+            entry_point()
     except UserError as error:
         _fail(str(error), status=1)
     except KeyboardInterrupt:

@@ -10,13 +10,16 @@ from tests.conftest import write_params
 from tests.imports import ROOT
 
 
+def environment() -> dict[str, str]:
+    """This environment with its programs first, and nothing that would lead elsewhere than to the clone."""
+    here = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    return {k: v for k, v in here.items() if k not in {"DVC_ROOT", "DVC_STAGE", "MLFLOW_TRACKING_URI"}}
+
+
 def call(folder: Path, *command: str, status: int = 0) -> str:
     """Run a command in the clone with this environment's programs; its output."""
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    for name in ("DVC_ROOT", "DVC_STAGE", "MLFLOW_TRACKING_URI"):
-        environment.pop(name, None)
     done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+        command, cwd=folder, env=environment(), capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
     )
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout + done.stderr

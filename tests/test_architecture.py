@@ -13,7 +13,8 @@ from tests.imports import PACKAGE, ROOT, closure, imports, path_of
 GROUND = {
     "errors": set(),
     "files": {"errors"},
-    "console": {"errors"},
+    "locks": {"errors"},
+    "console": {"errors", "locks"},
     "settings": set(),
     "config": {"errors", "files", "settings"},
     "processor": {"config", "errors"},
@@ -62,6 +63,7 @@ EDGE = {
     "serving": {"bundle"},
     "comparison": set(),
     "verify": {"comparison", "console", "errors"},
+    "doctor": {"bundle", "config", "errors", "locks", "settings", "spool", "tracking"},
 }
 MAY_IMPORT = GROUND | TABLE | NETWORK | JUDGEMENT | EDGE
 STAGES = sorted(path.stem for path in (PACKAGE / "stages").glob("*.py") if path.stem != "__init__")
@@ -94,7 +96,7 @@ def test_the_core_knows_neither_dvc_nor_mlflow(library: str) -> None:
             names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
             if any(name.split(".")[0] == library for name in names):
                 users.add(path.stem)
-    assert users <= {"tracking", "serving"}  # serving is what MLflow itself runs to load a model
+    assert users <= {"tracking", "serving", "doctor"}  # serving is what MLflow itself runs to load a model
 
 
 def test_each_stage_of_dvc_is_a_module_and_back() -> None:
