@@ -646,7 +646,8 @@ class Writer:
                 self._delivery = Delivery(self._client, self._spool, self._progress)
             if self._delivery is not None:
                 self._delivery.send()
-                if self._spool.status == "FINISHED":
+                # The stage may have ended after what was sent.
+                if self._spool.status == "FINISHED" and not self._spool.n_waiting:
                     self._spool.remove()
                     self._spool, self._delivery = None, None
 

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -337,6 +338,25 @@ def test_a_server_that_comes_back_gets_all_of_it(
         run.log_epochs(rows(2))
     assert curve(only_run()) == [(1, 1.0), (2, 0.5)]
     assert "tracking" not in capsys.readouterr().out
+
+
+def test_a_stage_that_ends_while_the_rest_is_being_sent_is_sent_to_its_end(
+    project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project(IRIS)
+    send, sent, ended = tracking.Delivery.send, threading.Event(), threading.Event()
+
+    def send_then_wait(delivery: tracking.Delivery) -> None:
+        send(delivery)
+        sent.set()
+        ended.wait(5)
+
+    end = tracking.Run.end
+    monkeypatch.setattr(tracking.Delivery, "send", send_then_wait)
+    monkeypatch.setattr(tracking.Run, "end", lambda run, status: (end(run, status), ended.set()))
+    with tracking.stage_run("fetch", config.load()):
+        assert sent.wait(30)
+    assert only_run().info.status == "FINISHED"
 
 
 def test_what_is_logged_quickly_is_sent_at_most_once_in_a_while(
