@@ -91,6 +91,10 @@ def flip(path: Path, rng: random.Random) -> None:
     path.chmod(mode)  # DVC trusts what is read-only in its cache
 
 
+def test_where_nothing_is_wrong_the_doctor_says_so(copy: Callable[[], Path]) -> None:
+    assert call(copy(), "python", "-m", "pipeline", "doctor").endswith("\nall is well\n")
+
+
 # ---------------------------------------------------------------------------------------------------- two at once
 
 
@@ -166,7 +170,7 @@ def test_a_torn_rwlock_is_named_and_removed(copy: Callable[[], Path], reproduced
     path = folder / ".dvc/tmp/rwlock"
     whole = '{"write": {"/x/models/train": {"pid": 4194304, "cmd": "dvc repro"}}, "read": {}}'
     rng = random.Random(0)
-    for cut in [0, *(rng.randrange(1, len(whole)) for _ in range(tally.times(1, 30)))]:
+    for cut in [rng.randrange(len(whole)) for _ in range(tally.times(1, 30))]:
         path.write_text(whole[:cut])
         with tally.trial("torn rwlock"):
             assert "rwlock" in call(folder, "dvc", "repro", status=255)
@@ -259,11 +263,11 @@ def test_a_flipped_byte_in_the_cache_is_found_though_dvc_calls_it_clean(
 ) -> None:
     folder = copy()
     rng = random.Random(3)
-    for trial in range(tally.times(2, 30)):
+    for trial in range(tally.times(1, 30)):
         path = rng.choice(objects(folder / ".dvc/cache"))
         flip(path, rng)
         with tally.trial("flipped byte in DVC's cache"):
-            if trial % 2 and path.suffix != ".dir":  # and what came from it into the working folder
+            if trial % 2 == 0 and path.suffix != ".dir":  # and what came from it into the working folder
                 shutil.rmtree(folder / "models/train")
                 shutil.rmtree(folder / "data")
                 call(folder, "git", "checkout", "--", "data")
