@@ -20,7 +20,7 @@ def main() -> None:
     # What stages import only when they use it belongs to imports too.
     importlib.import_module("pipeline.tracking")
     imported = time.perf_counter()
-    from pipeline import tracking
+    from pipeline import delivery, tracking
 
     spent, depth = 0.0, 0
 
@@ -51,7 +51,7 @@ def main() -> None:
 
     for owner, names in (
         (tracking.Run, ("_append",)),
-        (tracking.Writer, ("close",)),
+        (delivery.Writer, ("close",)),
         (tracking, ("stage_entry", "origin", "_begin")),
     ):
         for name in names:
@@ -59,7 +59,7 @@ def main() -> None:
     if untracked:
         tracking.Run.log_trial = lambda *arguments: None  # type: ignore[method-assign]
     searched = 0.0
-    for owner, part in ((module, "search"), (tracking.Writer, "close")) if stage == "search" else ():
+    for owner, part in ((module, "search"), (delivery.Writer, "close")) if stage == "search" else ():
         setattr(owner, part, timed(getattr(owner, part)))
     module.main()
     total = time.perf_counter() - imported

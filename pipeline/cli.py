@@ -166,9 +166,9 @@ def _coloured() -> bool:
 
 
 def ui(port: int) -> None:
-    from pipeline import config, tracking
+    from pipeline import config, delivery
 
-    tracking.serve(config.load().tracking, port)
+    delivery.serve(config.load().tracking, port)
 
 
 def sync(all_commits: bool) -> None:

@@ -139,10 +139,10 @@ def disk() -> Iterator[Finding]:
 
 
 def database() -> Iterator[Finding]:
-    from pipeline import config, tracking
+    from pipeline import config, delivery
     from pipeline.settings import without_secret
 
-    uri = tracking.tracking_uri(config.load().tracking)
+    uri = delivery.tracking_uri(config.load().tracking)
     if uri.startswith(("http://", "https://")):
         try:
             with urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=SECONDS):
@@ -375,18 +375,18 @@ def _md5(path: Path) -> str:
 
 
 def state() -> Iterator[Finding]:
-    from pipeline import locks, spool, tracking
+    from pipeline import locks, spool, versions
 
     running = locks.held()
     for stage, pid in running.items():
         yield Finding(f"stage {stage} is running here as process {pid}", f"wait for it, or end it: kill {pid}")
     for folder in sorted(Path(".state/checkpoints").glob("*/*/")):
         stage = folder.parent.name
-        if stage not in running and folder.name != tracking.state(stage)[2]:
+        if stage not in running and folder.name != versions.state(stage)[2]:
             yield Finding(
                 f"{folder} is of a {stage} with other parameters, data or code", f"rm -r {shlex.quote(str(folder))}"
             )
-    waiting = spool.n_waiting(tracking.project_root() / tracking.SPOOLS)
+    waiting = spool.n_waiting(versions.project_root() / spool.SPOOLS)
     if waiting and not running:
         yield Finding(f"{waiting} events of stages wait to be sent to MLflow", "python -m pipeline sync")
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 EVENTS, SENT, LOCK, FILES = "events.jsonl", "sent", "lock", "files"
+SPOOLS = Path(".state/runs")  # in the project
 STALE_DAYS = 7  # after which an execution that did not finish is not gone on with
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Event = Mapping[str, Any]

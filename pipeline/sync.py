@@ -15,7 +15,7 @@ import pyarrow.parquet
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipeline import config, tracking
+from pipeline import config, delivery, tracking, versions
 from pipeline import spool as spools
 from pipeline.errors import UserError
 from pipeline.settings import Config, Tracking
@@ -59,7 +59,7 @@ class Entry:
     @property
     def key(self) -> str:
         """As the stage computes it when it runs."""
-        return tracking.stage_key({"params": self.flat, "deps": self.deps})
+        return versions.stage_key({"params": self.flat, "deps": self.deps})
 
 
 class MissingError(Exception):
@@ -80,8 +80,8 @@ class Objects:
         listing = self._cached(md5)
         if listing is not None:
             names = {one["relpath"]: one["md5"] for one in json.loads(listing.read_bytes())}
-        elif Path(path).is_dir() and tracking.content(Path(path)) == md5:
-            names = {name: tracking.content(file) for name, file in tracking.files_of(Path(path)).items()}
+        elif Path(path).is_dir() and versions.content(Path(path)) == md5:
+            names = {name: versions.content(file) for name, file in tracking.files_of(Path(path)).items()}
         else:
             raise MissingError(path)
         return {name: self._file(Path(path) / name, one) for name, one in names.items()}
@@ -90,7 +90,7 @@ class Objects:
         cached = self._cached(md5)
         if cached is not None:
             return cached
-        if here.is_file() and tracking.content(here) == md5:
+        if here.is_file() and versions.content(here) == md5:
             return here
         raise MissingError(here.as_posix())
 
@@ -105,19 +105,19 @@ class Objects:
 def sync(all_commits: bool = False) -> None:
     """Send what waits, then rebuild the runs that are missing. Raises `UserError` if MLflow does not answer."""
     settings = config.load().tracking
-    root = tracking.project_root() / tracking.SPOOLS
+    root = versions.project_root() / spools.SPOOLS
     spools.close_interrupted(root)
     _send(root, settings, "sent: {} that waited")
 
-    versions = [*(_commits() if all_commits else []), _working_tree()]
+    found = [*(_commits() if all_commits else []), _working_tree()]
     missing, built, seen = list[str](), 0, set[str]()
     objects = Objects()
-    for version in versions:
+    for version in found:
         for stage, entry in version.entries():
             if entry.key in seen:
                 continue
             seen.add(entry.key)
-            if spools.on_its_way(root, stage, entry.key) or tracking.is_tracked(settings, entry.key):
+            if spools.on_its_way(root, stage, entry.key) or delivery.is_tracked(settings, entry.key):
                 continue
             try:
                 with spools.built(root, stage, entry.key) as spool:
@@ -144,7 +144,7 @@ def sync(all_commits: bool = False) -> None:
 
 
 def _send(root: Path, settings: Tracking, said: str) -> None:
-    writer = tracking.Writer(settings, None)
+    writer = delivery.Writer(settings, None)
     left = writer.close(PATIENCE)
     if left is not None:
         raise UserError(left)
@@ -163,7 +163,7 @@ def _working_tree() -> Version:
         "the working tree",
         _yaml("dvc.lock", lock.read_text(encoding="utf-8")),
         _yaml("params.yaml", config.PATH.read_text(encoding="utf-8")),
-        tracking.origin(),
+        versions.origin(),
         here=True,
     )
 

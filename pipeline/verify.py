@@ -20,7 +20,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipeline import console
+from pipeline import console, versions
 from pipeline.comparison import difference
 from pipeline.errors import UserError
 
@@ -213,12 +213,12 @@ def compare(out: Entry, folder: Path) -> tuple[int, list[tuple[str, str]]]:
     if not (folder / path).exists():
         return 0, [(str(path), "was not made")]
     now = listing(folder / path)
-    if total(now, folder / path) == out["md5"]:
+    if versions.content(folder / path) == out["md5"]:
         return len(now), []
     before = original_listing(out)
     if before is None:
         return len(now), [
-            (str(path), f"its sum is {total(now, folder / path)}, was {out['md5']}; no original to compare with")
+            (str(path), f"its sum is {versions.content(folder / path)}, was {out['md5']}; no original to compare with")
         ]
     lines = []
     for name in sorted(before.keys() | now.keys()):
@@ -238,32 +238,21 @@ def compare(out: Entry, folder: Path) -> tuple[int, list[tuple[str, str]]]:
 def listing(path: Path) -> dict[str, str]:
     """The MD5 of each file of a folder by its name in it; of a file, under the empty name."""
     if path.is_file():
-        return {"": md5(path)}
-    return {file.relative_to(path).as_posix(): md5(file) for file in sorted(path.rglob("*")) if file.is_file()}
-
-
-def total(sums: Mapping[str, str], path: Path) -> str:
-    """The sum that `dvc.lock` has for a file, or for a folder: of the sums of its files."""
-    if path.is_file():
-        return sums[""]
-    rows = [{"md5": sums[name], "relpath": name} for name in sorted(sums)]
-    return hashlib.md5(json.dumps(rows, sort_keys=True).encode()).hexdigest() + ".dir"
-
-
-def md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
+        return {"": versions.content(path)}
+    return {
+        file.relative_to(path).as_posix(): versions.content(file) for file in sorted(path.rglob("*")) if file.is_file()
+    }
 
 
 def original_listing(out: Entry) -> dict[str, str] | None:
     """The sums of an output's files as they were: of the workspace if it still has them, else of the cache."""
     path = Path(out["path"])
-    if path.exists() and total(sums := listing(path), path) == out["md5"]:
-        return sums
+    if path.exists() and versions.content(path) == out["md5"]:
+        return listing(path)
     if not out["md5"].endswith(".dir"):
         return {"": out["md5"]}
     cached = _cached(out["md5"])
-    if not cached.is_file() or md5(cached) + ".dir" != out["md5"]:
+    if not cached.is_file() or versions.content(cached) + ".dir" != out["md5"]:
         return None
     return {row["relpath"]: row["md5"] for row in json.loads(cached.read_bytes())}
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline import config, tracking
+from pipeline import config, delivery
 from tests.imports import ROOT
 
 SMALL = {
@@ -37,7 +37,7 @@ def write_params(folder: Path, changes: dict[str, Any]) -> None:
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty MLflow database, made once: making one takes seconds."""
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    tracking.make_database(path)
+    delivery.make_database(path)
     return path
 
 

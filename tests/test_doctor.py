@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import doctor, locks, spool, tracking
+from pipeline import doctor, locks, spool, versions
 from pipeline.doctor import Finding
 from tests.clones import call, clone, environment
 
@@ -228,7 +228,7 @@ def test_what_runs_what_waits_and_what_is_of_no_use_is_told(project: Callable[..
     folder = project(IRIS)
     assert found(".state") == []
     current, stale = (
-        folder / ".state/checkpoints/fetch" / tracking.state("fetch")[2],
+        folder / ".state/checkpoints/fetch" / versions.state("fetch")[2],
         folder / ".state/checkpoints/fetch/0",
     )
     current.mkdir(parents=True)
@@ -237,7 +237,7 @@ def test_what_runs_what_waits_and_what_is_of_no_use_is_told(project: Callable[..
     assert finding.remedy == "rm -r .state/checkpoints/fetch/0"
     call(folder, "bash", "-c", finding.remedy)
     assert found(".state") == []
-    root = folder / tracking.SPOOLS
+    root = folder / spool.SPOOLS
     spool.begin(root, "fetch", "0").append("run", status=None)
     (finding,) = found(".state")
     assert finding.remedy == "python -m pipeline sync"

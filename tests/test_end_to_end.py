@@ -8,7 +8,7 @@ import pytest
 from mlflow import MlflowClient
 from ruamel.yaml import YAML
 
-from pipeline.tracking import stage_key
+from pipeline.versions import stage_key
 from tests.clones import call, clone
 
 STAGES = 10

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline import config, console, tracking
+from pipeline import config, console, delivery, tracking, versions
 from pipeline.bundle import load_bundle
 from pipeline.errors import UserError
 from pipeline.settings import Section, task_metrics
@@ -174,7 +174,7 @@ def test_runs_hold_parameters_curves_metrics_and_origin(
     run_chain()
     from mlflow import MlflowClient
 
-    client = MlflowClient(tracking.tracking_uri(config.load().tracking))
+    client = MlflowClient(delivery.tracking_uri(config.load().tracking))
     experiment = client.get_experiment_by_name("nycflights")
     assert experiment is not None
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
@@ -184,7 +184,7 @@ def test_runs_hold_parameters_curves_metrics_and_origin(
     assert train.data.params["train.lr"] == "0.003"
     assert train.data.params["seed"] == "42"
     assert train.data.tags["stage"] == "train"
-    assert train.data.tags["stage.key"] == tracking.stage_key(tracking.stage_entry("train"))
+    assert train.data.tags["stage.key"] == versions.stage_key(versions.stage_entry("train"))
     curve = client.get_metric_history(train.info.run_id, "val/loss")
     history = pd.read_csv("models/train/history.csv")
     assert [point.step for point in curve] == history["epoch"].tolist()
@@ -202,7 +202,7 @@ def test_runs_hold_parameters_curves_metrics_and_origin(
 
     import mlflow
 
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.tracking_uri(config.load().tracking))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", delivery.tracking_uri(config.load().tracking))
     model = mlflow.pyfunc.load_model("models:/nycflights-arrival@champion")
     raw = pd.read_parquet("data/raw/table.parquet").head(7)
     expected = load_bundle(Path("models/champion")).predict(raw)
@@ -295,7 +295,7 @@ def test_a_diverged_run_is_marked_failed(project: Callable[..., Path]) -> None:
     bad(project, {"train.lr": 1e30, "train.overfit": None}, "fetch", "prepare", "train")
     from mlflow import MlflowClient
 
-    client = MlflowClient(tracking.tracking_uri(config.load().tracking))
+    client = MlflowClient(delivery.tracking_uri(config.load().tracking))
     runs = client.search_runs([client.get_experiment_by_name("nycflights").experiment_id], "tags.stage = 'train'")  # type: ignore[union-attr]
     assert [run.info.status for run in runs] == ["FAILED"]
 

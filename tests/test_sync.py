@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from ruamel.yaml import YAML
 
-from pipeline import config, tracking
+from pipeline import config, delivery, tracking, versions
 from pipeline.errors import UserError
 from pipeline.sync import sync
 from tests.conftest import write_params
@@ -31,7 +31,7 @@ def lock(*chain: str) -> None:
     stages: dict[str, Any] = {}
     declared, params = (YAML(typ="safe", pure=True).load(Path(name)) for name in ("dvc.yaml", "params.yaml"))
     for stage in chain or CHAIN:
-        entry = tracking.stage_entry(stage)
+        entry = versions.stage_entry(stage)
         name, _, model = stage.partition("@")
         given = {watched: reduce(getitem, watched.split("."), params) for watched in declared["stages"][name]["params"]}
         out = OUTS.get(stage) or (f"reports/{model}" if model else f"models/{name}")
@@ -39,7 +39,7 @@ def lock(*chain: str) -> None:
             "cmd": "",
             "deps": [{"path": path, "hash": "md5", "md5": md5} for path, md5 in entry["deps"].items()],
             "params": {"params.yaml": given},
-            "outs": [{"path": out, "hash": "md5", "md5": tracking.content(Path(out))}],
+            "outs": [{"path": out, "hash": "md5", "md5": versions.content(Path(out))}],
         }
     Path("dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": stages}))
 
@@ -50,7 +50,7 @@ def git(*arguments: str) -> None:
 
 
 def all_runs() -> list[Run]:
-    client = MlflowClient(tracking.tracking_uri(config.load().tracking))
+    client = MlflowClient(delivery.tracking_uri(config.load().tracking))
     experiment = client.get_experiment_by_name("nycflights")
     return [] if experiment is None else list(client.search_runs([experiment.experiment_id]))
 
@@ -69,10 +69,10 @@ def forget(folder: Path, database: Path) -> None:
 def to_cache(folder: Path, name: str) -> None:
     """Move an output from the working tree into DVC's cache."""
     cache = folder / ".dvc/cache/files/md5"
-    md5 = tracking.content(Path(name))
+    md5 = versions.content(Path(name))
     listing = []
     for relative, file in tracking.files_of(Path(name)).items():
-        one = tracking.content(file)
+        one = versions.content(file)
         listing.append({"md5": one, "relpath": relative})
         (cache / one[:2]).mkdir(parents=True, exist_ok=True)
         shutil.copy(file, cache / one[:2] / one[2:])
@@ -102,7 +102,7 @@ def test_a_database_that_is_gone_comes_back_from_what_dvc_has(
     assert "restored: 10 runs" in capsys.readouterr().out
     after = runs()
     assert set(after) == set(before)
-    client = MlflowClient(tracking.tracking_uri(config.load().tracking))
+    client = MlflowClient(delivery.tracking_uri(config.load().tracking))
     for name, was in before.items():
         found = after[name]
         assert found.info.status == "FINISHED"
@@ -171,7 +171,7 @@ def test_a_cached_object_that_differs_from_its_sum_is_not_used(
     folder = project(IRIS)
     Path("data/raw").mkdir()
     Path("data/raw/table.parquet").write_bytes(b"x")
-    md5 = tracking.content(Path("data/raw"))
+    md5 = versions.content(Path("data/raw"))
     to_cache(folder, "data/raw")
     next(path for path in folder.glob(".dvc/cache/files/md5/*/*") if path.read_bytes() == b"x").write_bytes(b"y")
     stage = {"deps": [], "params": {"params.yaml": {"seed": 1}}, "outs": [{"path": "data/raw", "md5": md5}]}

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from pipeline import config, tracking
+from pipeline import config, delivery, tracking, versions
 from pipeline.errors import UserError
 from pipeline.settings import Tracking
 
@@ -24,7 +24,7 @@ IRIS = {"data.source": "sklearn:iris", "data.target": "target", "data.task": "mu
 
 
 def here() -> MlflowClient:
-    return MlflowClient(tracking.tracking_uri(config.load().tracking))
+    return MlflowClient(delivery.tracking_uri(config.load().tracking))
 
 
 def all_runs() -> list[Run]:
@@ -51,11 +51,11 @@ def test_the_variable_wins_over_the_parameter_and_the_parameter_over_the_project
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("DVC_ROOT", "/repo")
-    assert tracking.tracking_uri(Tracking()) == "sqlite:////repo/mlflow.db"
+    assert delivery.tracking_uri(Tracking()) == "sqlite:////repo/mlflow.db"
     named = Tracking(uri="http://127.0.0.1:9")
-    assert tracking.tracking_uri(named) == "http://127.0.0.1:9"
+    assert delivery.tracking_uri(named) == "http://127.0.0.1:9"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////other.db")
-    assert tracking.tracking_uri(named) == "sqlite:////other.db"
+    assert delivery.tracking_uri(named) == "sqlite:////other.db"
 
 
 def test_a_run_has_the_stage_its_key_and_its_parameters(
@@ -72,7 +72,7 @@ def test_a_run_has_the_stage_its_key_and_its_parameters(
     assert found.data.tags["stage"] == "fetch"
     assert found.data.tags["dvc.exp"] == "brave-fox"
     assert found.data.tags["more"] == "1"
-    assert found.data.tags["stage.key"] == tracking.stage_key(tracking.stage_entry("fetch"))
+    assert found.data.tags["stage.key"] == versions.stage_key(versions.stage_entry("fetch"))
     assert found.data.params["data.source"] == "sklearn:iris"
     assert found.data.metrics == {"test/accuracy": 0.5, "train/loss": 1.0, "lr": 0.1}
 
@@ -85,20 +85,20 @@ def test_more_than_a_call_takes_is_logged_in_several(project: Callable[..., Path
     found = only_run()
     assert found.data.params["p249"] == "249"
     assert len(found.data.params["long"]) == 6000
-    client = MlflowClient(tracking.tracking_uri(config.load().tracking))
+    client = MlflowClient(delivery.tracking_uri(config.load().tracking))
     assert len(client.get_metric_history(found.info.run_id, "train/loss")) == 1500
 
 
 def test_the_key_changes_with_params_and_content_and_with_nothing_else(project: Callable[..., Path]) -> None:
     folder = project(IRIS)
-    key = tracking.stage_key(tracking.stage_entry("fetch"))
+    key = versions.stage_key(versions.stage_entry("fetch"))
     os.utime(folder / "constraints.txt", (0, 0))
-    assert tracking.stage_key(tracking.stage_entry("fetch")) == key
+    assert versions.stage_key(versions.stage_entry("fetch")) == key
     (folder / "data/source/new.csv").write_text("a,b\n1,2\n")
-    with_file = tracking.stage_key(tracking.stage_entry("fetch"))
+    with_file = versions.stage_key(versions.stage_entry("fetch"))
     assert with_file != key
     (folder / "params.yaml").write_text((folder / "params.yaml").read_text().replace("sklearn:iris", "sklearn:wine"))
-    assert tracking.stage_key(tracking.stage_entry("fetch")) != with_file
+    assert versions.stage_key(versions.stage_entry("fetch")) != with_file
 
 
 def test_a_stage_that_fails_leaves_a_failed_run(project: Callable[..., Path]) -> None:
@@ -112,7 +112,7 @@ def test_a_terminated_stage_leaves_a_killed_run(project: Callable[..., Path]) ->
     folder = project(IRIS)
     code = """
 import time
-from pipeline import config, console, tracking
+from pipeline import config, console, delivery, tracking, versions
 def main():
     with tracking.stage_run("fetch", config.load()):
         print("running", flush=True)
@@ -128,7 +128,7 @@ console.run(main)
 
 
 def _make(path: str) -> None:
-    tracking.make_database(Path(path))
+    delivery.make_database(Path(path))
 
 
 def test_several_processes_make_one_whole_database(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_events_sent_again_make_no_doubles(project: Callable[..., Path], monkeyp
     before = {run.info.run_id: (run.data, curve(run)) for run in all_runs()}
     assert len(before) == 2
     for _ in range(2):
-        writer = tracking.Writer(config.load().tracking, None)
+        writer = delivery.Writer(config.load().tracking, None)
         assert writer.close() is None
         assert writer.n_replayed == 1
     assert {run.info.run_id: curve(run) for run in all_runs()} == {run: points for run, (_, points) in before.items()}
@@ -280,7 +280,7 @@ def test_a_model_and_its_version_are_made_once_whatever_is_sent_again(
     (folder / "bundle/model.json").write_text("what comes later")
     monkeypatch.setattr(MlflowClient, "log_model_artifacts", upload)
     for _ in range(2):
-        assert tracking.Writer(config.load().tracking, None).close() is None
+        assert delivery.Writer(config.load().tracking, None).close() is None
     (model,) = here().search_logged_models([only_run().info.experiment_id])
     assert model.status == "READY"
     (version,) = here().search_model_versions("name = 'iris'")
@@ -313,8 +313,8 @@ def test_logging_waits_for_no_server_and_the_end_only_so_long(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project(IRIS)
-    monkeypatch.setattr(tracking, "PATIENCE", 0.5)
-    monkeypatch.setattr(tracking, "Delivery", Slow(3))
+    monkeypatch.setattr(delivery, "PATIENCE", 0.5)
+    monkeypatch.setattr(delivery, "Delivery", Slow(3))
     start = time.monotonic()
     with tracking.stage_run("fetch", config.load()) as run:
         run.log_epochs(rows(*range(1, 100)))
@@ -328,13 +328,13 @@ def test_a_server_that_comes_back_gets_all_of_it(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project(IRIS)
-    delivery = tracking.Delivery
-    monkeypatch.setattr(tracking, "Delivery", Slow(0, MlflowException("gone")))
-    monkeypatch.setattr(tracking, "SECONDS_BETWEEN_WRITES", 0.05)
+    real = delivery.Delivery
+    monkeypatch.setattr(delivery, "Delivery", Slow(0, MlflowException("gone")))
+    monkeypatch.setattr(delivery, "SECONDS_BETWEEN_WRITES", 0.05)
     with tracking.stage_run("fetch", config.load()) as run:
         run.log_epochs(rows(1))
         time.sleep(0.5)
-        monkeypatch.setattr(tracking, "Delivery", delivery)
+        monkeypatch.setattr(delivery, "Delivery", real)
         run.log_epochs(rows(2))
     assert curve(only_run()) == [(1, 1.0), (2, 0.5)]
     assert "tracking" not in capsys.readouterr().out
@@ -344,15 +344,15 @@ def test_a_stage_that_ends_while_the_rest_is_being_sent_is_sent_to_its_end(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project(IRIS)
-    send, sent, ended = tracking.Delivery.send, threading.Event(), threading.Event()
+    send, sent, ended = delivery.Delivery.send, threading.Event(), threading.Event()
 
-    def send_then_wait(delivery: tracking.Delivery) -> None:
-        send(delivery)
+    def send_then_wait(sender: delivery.Delivery) -> None:
+        send(sender)
         sent.set()
         ended.wait(5)
 
     end = tracking.Run.end
-    monkeypatch.setattr(tracking.Delivery, "send", send_then_wait)
+    monkeypatch.setattr(delivery.Delivery, "send", send_then_wait)
     monkeypatch.setattr(tracking.Run, "end", lambda run, status: (end(run, status), ended.set()))
     with tracking.stage_run("fetch", config.load()):
         assert sent.wait(30)
@@ -365,7 +365,7 @@ def test_what_is_logged_quickly_is_sent_at_most_once_in_a_while(
     project(IRIS)
     calls = []
     log_batch = MlflowClient.log_batch
-    monkeypatch.setattr(tracking, "SECONDS_BETWEEN_WRITES", 0.4)
+    monkeypatch.setattr(delivery, "SECONDS_BETWEEN_WRITES", 0.4)
     monkeypatch.setattr(MlflowClient, "log_batch", lambda *a, **k: (calls.append(a), log_batch(*a, **k)))
     with tracking.stage_run("fetch", config.load()) as run:
         for epoch in range(1, 101):

@@ -16,7 +16,7 @@ import pytest
 from ruamel.yaml import YAML
 from safetensors.numpy import load, save
 
-from pipeline import config, verify
+from pipeline import config, verify, versions
 from pipeline.errors import UserError
 from tests.clones import call, clone
 
@@ -98,7 +98,7 @@ def rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., li
         write(Path("models/train"), old)
         write(Path("clone/models/train"), new)
         sums = verify.listing(Path("models/train"))
-        total = verify.total(sums, Path("models/train"))
+        total = versions.content(Path("models/train"))
         if cached:
             rows = json.dumps([{"md5": sums[name], "relpath": name} for name in sorted(sums)], sort_keys=True)
             for name, content in {total: rows.encode()}.items() | {(sums[n], c) for n, c in old.items()}:

@@ -7,7 +7,8 @@ from pipeline import checkpoints, config, console, evaluation, files, finetuning
 from pipeline.bundle import copy_bundle, load_bundle, save_bundle
 from pipeline.data import check_fit, load_split
 from pipeline.model import describe
-from pipeline.tracking import stage_run, state
+from pipeline.tracking import stage_run
+from pipeline.versions import state
 
 FOLDER, TRAINED = Path("models/finetune"), Path("models/train")
 

@@ -7,7 +7,8 @@ from pipeline.bundle import Bundle, save_bundle
 from pipeline.data import load_split
 from pipeline.preparation import load_prepared
 from pipeline.search import Trial, Work, search, workers
-from pipeline.tracking import stage_run, state
+from pipeline.tracking import stage_run
+from pipeline.versions import state
 
 FOLDER = Path("models/search")
 

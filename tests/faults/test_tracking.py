@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipeline import tracking
+from pipeline import delivery
 from tests.faults.conftest import TORTURE, Tally
 from tests.imports import ROOT
 
@@ -29,7 +29,7 @@ EPOCHS, TRIALS = 30, 3
 STAGE = f"""
 import sys, time
 from pathlib import Path
-from pipeline import config, console, files, tracking
+from pipeline import config, console, delivery, files, tracking
 SLOW = float(sys.argv[1])
 def main():
     with tracking.stage_run("fetch", config.load()) as run:
@@ -45,9 +45,7 @@ def main():
     print("end took", time.monotonic() - ended, flush=True)
 console.run(main)
 """
-START = (
-    "import sys, time; from pipeline import tracking; tracking.make_database(__import__('pathlib').Path(sys.argv[1]))"
-)
+START = "import sys, time; from pipeline import delivery, tracking; delivery.make_database(__import__('pathlib').Path(sys.argv[1]))"
 
 
 def environment(uri: str | None) -> dict[str, str]:
@@ -89,7 +87,7 @@ def run_stage(folder: Path, uri: str | None = None, waits: bool = True) -> None:
 
 
 def replay(folder: Path, uri: str | None = None) -> None:
-    code = "from pipeline import config, tracking; print(tracking.Writer(config.load().tracking, None).close(300.0))"
+    code = "from pipeline import config, delivery, tracking; print(delivery.Writer(config.load().tracking, None).close(300.0))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, env=environment(uri), capture_output=True, text=True, check=True
     )
@@ -353,6 +351,6 @@ def test_a_kill_while_the_database_is_made_leaves_nothing_broken(tmp_path: Path,
             time.sleep(rng.uniform(0, 1.0))
             process.kill()
             process.wait()
-            tracking.make_database(path)
+            delivery.make_database(path)
             assert MlflowClient(f"sqlite:///{path}").search_experiments()
             path.unlink()

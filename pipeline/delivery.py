@@ -1,0 +1,449 @@
+"""Events of a spool go to MLflow: the only module that imports it."""
+
+import importlib
+import itertools
+import logging
+import os
+import re
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# Before mlflow is imported: a dead server is known in seconds, not in minutes, and nothing is sent elsewhere.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # `Writer` tries again, without doubles
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+import mlflow
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from pipeline import spool as spools
+from pipeline.errors import UserError
+from pipeline.settings import Tracking, without_secret
+from pipeline.spool import SPOOLS, Event, Spool
+from pipeline.versions import project_root
+
+MAX_METRICS, MAX_PARAMS = 800, 100  # what MLflow takes in a call (1,000 in all)
+SECONDS_BETWEEN_WRITES, MAX_PAUSE = 1.0, 30.0  # the pause grows while the server does not answer
+PATIENCE = 3.5  # seconds that the end of a stage waits for what halts
+HALT = 0.5  # seconds without progress, after which it halts
+logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # it shows the traceback of what it raises
+logging.getLogger("alembic").setLevel(logging.ERROR)
+
+
+def tracking_uri(tracking: Tracking) -> str:
+    """The variable MLFLOW_TRACKING_URI, else the parameter, else a database in the project."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or tracking.uri
+    return uri or f"sqlite:///{project_root() / 'mlflow.db'}"
+
+
+def connect(tracking: Tracking) -> MlflowClient:
+    """MLflow's client for the database or server that runs go to."""
+    return MlflowClient(tracking_uri(tracking))
+
+
+def make_own_database(tracking: Tracking) -> None:
+    """Where runs go to the project's own database: see that there is one."""
+    own = project_root() / "mlflow.db"
+    if tracking_uri(tracking) == f"sqlite:///{own}":
+        make_database(own)
+
+
+def experiment_id(client: MlflowClient, name: str) -> str:
+    """The experiment of this name, made if it is missing."""
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        # A bare sqlite URI would put artifacts under whatever folder the process runs in.
+        location = (project_root() / "mlruns").as_uri() if client.tracking_uri.startswith("sqlite:") else None
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException:
+            found = client.get_experiment_by_name(name)
+            if found is None:  # else another stage was faster
+                raise
+    return str(found.experiment_id)
+
+
+def serve(tracking: Tracking, port: int) -> None:
+    """The MLflow UI on the project's runs, on loopback only, until it is interrupted.
+
+    Raises `UserError` if the runs are on a server, which has a UI of its own.
+    """
+    uri = tracking_uri(tracking)
+    if uri.startswith(("http://", "https://")):
+        raise UserError(f"the runs of this project are on a server: open {_without_secret(uri)}")
+    make_own_database(tracking)
+    print(f"MLflow UI: http://127.0.0.1:{port} in some 20 seconds (Ctrl-C ends it)", flush=True)
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # not on the command line, where everybody could read its password
+    command = [
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
+    os.execv(sys.executable, [sys.executable, "-m", *command])
+
+
+def make_database(path: Path) -> None:
+    """A whole database or none: made under another name, behind a lock, then renamed."""
+    if path.exists():
+        return
+    with FileLock(path.with_suffix(".lock")):
+        if path.exists():
+            return
+        temporary = path.with_suffix(".new")
+        temporary.unlink(missing_ok=True)
+        with _quiet():
+            MlflowClient(f"sqlite:///{temporary}").search_experiments(max_results=1)
+        temporary.replace(path)
+
+
+class Delivery:
+    """Brings the events of a spool to MLflow, in order. What is brought a second time makes no double there:
+
+    a run is known by its tag `execution`, a trial by its number, a model by its sum, and a metric by its time.
+    """
+
+    def __init__(self, client: MlflowClient, spool: Spool, progress: "Progress") -> None:
+        self._client, self._spool, self._progress = client, spool, progress
+        first, _ = spool.events()[0]
+        self._experiment = experiment_id(client, first["experiment"])
+        progress.made()
+        self._run, self._trials = "", dict[int, str]()
+        self._find()
+        # A database that was removed, or another server, has nothing of it yet.
+        self._again = bool(self._run)
+        self._at = spool.sent if self._run else 0
+
+    def send(self) -> None:
+        """All events that wait."""
+        self._spool.flush()
+        for kind, group in itertools.groupby(self._spool.events(self._at), key=lambda pair: pair[0]["kind"]):
+            events, ends = zip(*group, strict=True)
+            # Numbers are many and small, and go together.
+            parts = (
+                [(events, ends[-1])]
+                if kind == "metrics"
+                else [((e,), end) for e, end in zip(events, ends, strict=True)]
+            )
+            for part, end in parts:
+                try:
+                    self._bring(kind, part)
+                except MlflowException as error:
+                    if kind == "run" or not _refused(error):
+                        raise
+                    print(f"tracking: MLflow refuses {kind}: {_reason(error)}", flush=True)
+                self._spool.sent = self._at = end
+                self._progress.made()
+
+    def _bring(self, kind: str, events: Sequence[Event]) -> None:
+        event = events[0]
+        match kind:
+            case "run":
+                self._start(event)
+            case "params":
+                self._log(self._run, params=event["params"])
+            case "metrics":
+                self._log(self._run, metrics=[metric for event in events for metric in _metrics(event)])
+            case "tags":
+                self._log(self._run, tags=event["tags"])
+            case "files":
+                self._client.log_artifacts(self._run, str(self._spool.path(event["files"])))
+            case "trial":
+                self._trial(event)
+            case "model":
+                self._model(event)
+            case "version":
+                self._version(event)
+            case "end":
+                if self._again:
+                    self._find()
+                self._client.set_terminated(self._run, event["status"], event["time"])
+            case _:
+                raise AssertionError(kind)
+
+    def _start(self, event: Event) -> None:
+        tags = event["tags"] | {"execution": self._spool.execution}
+        if not self._run:
+            self._run = self._client.create_run(self._experiment, event["time"], tags, event["name"]).info.run_id
+            return
+        self._client.update_run(self._run, "RUNNING")
+        self._log(self._run, tags=tags)
+
+    def _trial(self, event: Event) -> None:
+        number = event["number"]
+        tags = {"stage": "search", "trial": str(number), "trial.state": event["state"], "mlflow.parentRunId": self._run}
+        if number not in self._trials:
+            created = self._client.create_run(self._experiment, event["time"], tags, f"trial {number}")
+            self._trials[number] = created.info.run_id
+        self._log(self._trials[number], _metrics(event), event["params"])
+        status = "FAILED" if event["state"] == "failed" else "FINISHED"
+        self._client.set_terminated(self._trials[number], status, event["time"])
+
+    def _log(
+        self, run: str, metrics: Sequence[Metric] = (), params: Mapping[str, str] = {}, tags: Mapping[str, str] = {}
+    ) -> None:
+        """In as few calls as it takes."""
+        parts = (
+            _chunks(metrics, MAX_METRICS),
+            _chunks([Param(*item) for item in params.items()], MAX_PARAMS),
+            _chunks([RunTag(*item) for item in tags.items()], MAX_PARAMS),
+        )
+        for few in itertools.zip_longest(*parts, fillvalue=()):
+            self._client.log_batch(run, *few)
+
+    def _model(self, event: Event) -> LoggedModel:
+        """The model of this run with this sum: the one that is there, else made from the files that were kept."""
+        of_run = self._client.search_logged_models([self._experiment], f"source_run_id = '{self._run}'")
+        known = [model for model in of_run if model.tags.get("bundle.sha256") == event["digest"]]
+        whole = next((model for model in known if model.status == LoggedModelStatus.READY), None)
+        if whole is not None:
+            return whole
+        for torn in known:
+            self._client.delete_logged_model(torn.model_id)
+        run, tags = self._client.get_run(self._run), {"bundle.sha256": event["digest"]}
+        model = self._client.create_logged_model(self._experiment, "model", self._run, tags, run.data.params)
+        with tempfile.TemporaryDirectory() as folder, self._progress.at_work():
+            with _quiet():
+                mlflow.pyfunc.save_model(
+                    f"{folder}/model",
+                    python_model=str(self._spool.path(event["pipeline"]) / "serving.py"),
+                    artifacts={"bundle": str(self._spool.path(event["bundle"]))},
+                    code_paths=[str(self._spool.path(event["pipeline"]))],
+                    pip_requirements=event["requirements"],
+                    mlflow_model=mlflow.models.Model(
+                        artifact_path=model.artifact_location,
+                        run_id=self._run,
+                        model_uuid=model.model_id,
+                        model_id=model.model_id,
+                    ),
+                )
+            self._progress.made()
+            self._client.log_model_artifacts(model.model_id, f"{folder}/model")
+        self._client.log_outputs(self._run, [LoggedModelOutput(model.model_id, step=0)])
+        return self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+
+    def _version(self, event: Event) -> None:
+        name, sum_ = event["name"], {"bundle.sha256": event["digest"]}
+        try:
+            self._client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        versions = self._client.search_model_versions(f"name = '{name}'")
+        version = next((v for v in versions if v.tags.get("bundle.sha256") == event["digest"]), None)
+        if version is None:
+            model = self._model(event)
+            tags = sum_ | event["tags"]
+            source = f"models:/{model.model_id}"
+            version = self._client.create_model_version(name, source, self._run, tags, model_id=model.model_id)
+        if event["champion"]:
+            self._client.set_registered_model_alias(name, "champion", version.version)
+        self._log(self._run, tags={"version": str(version.version)})
+
+    def _find(self) -> None:
+        """The run and its trials, if MLflow has them. Of doubles, as of a server that hangs and goes on, one stays."""
+        found = self._only(f"tags.execution = '{self._spool.execution}'", lambda run: "")
+        if found:
+            self._run = found[""]
+            trials = self._only(f"tags.mlflow.parentRunId = '{self._run}'", lambda run: run.data.tags["trial"])
+            self._trials = {int(number): run for number, run in trials.items()}
+
+    def _only(self, which: str, of: Callable[[mlflow.entities.Run], str]) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for run in _all_runs(self._client, self._experiment, which):
+            if found.setdefault(of(run), run.info.run_id) != run.info.run_id:
+                self._client.delete_run(run.info.run_id)
+        return found
+
+
+def _all_runs(client: MlflowClient, experiment: str, which: str) -> list[mlflow.entities.Run]:
+    found: list[mlflow.entities.Run] = []
+    token = None
+    while True:
+        page = client.search_runs([experiment], which, order_by=["attributes.start_time ASC"], page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+def _chunks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def is_tracked(tracking: Tracking, key: str) -> bool:
+    """Whether MLflow has a finished run with this `stage.key`. Raises `UserError` if it does not answer."""
+    which = f"tags.`stage.key` = '{key}' and attributes.status = 'FINISHED'"
+    try:
+        client = connect(tracking)
+        return bool(client.search_runs([experiment_id(client, tracking.experiment)], which, max_results=1))
+    except MlflowException as error:
+        raise UserError(f"{_no_answer(tracking)} ({_reason(error)})") from None
+
+
+def _no_answer(tracking: Tracking) -> str:
+    return f"tracking: {without_secret(tracking_uri(tracking))} does not answer"
+
+
+def _metrics(event: Event) -> list[Metric]:
+    return [Metric(name, value, event["time"], step) for name, value, step in event["metrics"]]
+
+
+def _refused(error: MlflowException) -> bool:
+    """Whether it would be the same the next time."""
+    return error.error_code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")
+
+
+def _reason(error: Exception) -> str:
+    return _without_secret(next(iter(str(error).splitlines()), type(error).__name__))[:160]
+
+
+class Progress:
+    """Since when sending has stood still."""
+
+    def __init__(self) -> None:
+        self._last, self._at_work = time.monotonic(), False
+
+    def made(self) -> None:
+        self._last = time.monotonic()
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """What is done here takes its time, but waits for nobody."""
+        self._at_work = True
+        try:
+            yield
+        finally:
+            self._at_work = False
+            self.made()
+
+    @property
+    def standing(self) -> float:
+        return 0.0 if self._at_work else time.monotonic() - self._last
+
+
+class Writer:
+    """Sends what waits in the spools, then what the stage logs, from a thread of its own, at most once a second.
+
+    Nothing waits for it but `close`, and that only as long as it gets on.
+    """
+
+    def __init__(self, tracking: Tracking, spool: Spool | None) -> None:
+        self._tracking, self._spool, self._root = tracking, spool, project_root() / SPOOLS
+        self._progress, self._closing, self._given_up = Progress(), threading.Event(), threading.Event()
+        self._client: MlflowClient | None = None
+        self._delivery: Delivery | None = None
+        self._failure: Exception | None = None
+        self.n_replayed = 0
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def close(self, patience: float | None = None) -> str | None:
+        """Wait until everything is sent, or sending stands still; returns what to tell about what is left."""
+        patience = PATIENCE if patience is None else patience
+        self._progress.made()
+        self._closing.set()
+        stood, seen = 0.0, time.monotonic()
+        while self._thread.is_alive() and stood < patience:
+            self._thread.join(0.05)
+            before, seen = seen, time.monotonic()
+            # All halts count together: what gets on a little and halts again would hold a stage for long.
+            stood += seen - before if self._progress.standing > HALT else 0.0
+        self._given_up.set()
+        if not self._thread.is_alive() and self._failure is None:
+            return None
+        why = _reason(self._failure) if self._failure is not None else f"waited {patience:g} s"
+        return (
+            f"{_no_answer(self._tracking)} ({why}); "
+            f"{spools.n_waiting(self._root)} events wait in {SPOOLS}, sent by the next stage or python -m pipeline sync"
+        )
+
+    def _run(self) -> None:
+        pause, spool = SECONDS_BETWEEN_WRITES, self._spool
+        try:
+            while not self._given_up.is_set():
+                last = self._closing.is_set()  # asked before: what was logged until then is sent below
+                try:
+                    self._send()
+                    pause, self._failure = SECONDS_BETWEEN_WRITES, None
+                except Exception as error:  # told by `close`
+                    pause, self._failure = min(2 * pause, MAX_PAUSE), error
+                    self._client = self._delivery = None
+                if last:
+                    return
+                self._closing.wait(pause)
+        finally:
+            if spool is not None:
+                spool.lock.release()
+
+    def _send(self) -> None:
+        if self._client is None:
+            with self._progress.at_work():
+                make_own_database(self._tracking)
+                if not tracking_uri(self._tracking).startswith("http"):
+                    # MLflow imports it when it is first used, which takes seconds on a busy machine.
+                    importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
+            client = connect(self._tracking)
+            self._progress.made()
+            self._replay(client)
+            self._client = client
+        if self._spool is not None:
+            if self._delivery is None and self._spool.events():
+                self._delivery = Delivery(self._client, self._spool, self._progress)
+            if self._delivery is not None:
+                self._delivery.send()
+                # The stage may have ended after what was sent.
+                if self._spool.status == "FINISHED" and not self._spool.n_waiting:
+                    self._spool.remove()
+                    self._spool, self._delivery = None, None
+
+    def _replay(self, client: MlflowClient) -> None:
+        waiting = spools.waiting(self._root)
+        try:
+            for spool in waiting:
+                if self._given_up.is_set():
+                    return
+                try:
+                    Delivery(client, spool, self._progress).send()
+                except MlflowException as error:
+                    if not _refused(error):
+                        raise
+                    print(f"tracking: MLflow refuses {spool.folder}: {_reason(error)}", flush=True)
+                    continue
+                self.n_replayed += 1
+                if spool.status == "FINISHED":
+                    spool.remove()
+        finally:
+            for spool in waiting:
+                spool.lock.release()
+
+
+def _without_secret(text: str) -> str:
+    """Text with the user and password of any URL in it left out."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """MLflow announces every database migration and model version."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
