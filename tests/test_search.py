@@ -5,9 +5,12 @@ import os
 import signal
 
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
 import torch
+from optuna.trial import TrialState
+from scipy.stats import qmc
 
 from pipeline import figures
 from pipeline.config import replaced
@@ -110,6 +113,108 @@ def test_random_draws_a_logarithmic_range_evenly_in_its_logarithm():
     counts = np.histogram(lrs, bins=[-4, -3, -2, -1])[0]
     assert counts.sum() == 200
     assert counts.min() > 45
+
+
+def near_a_hundredth(config):
+    """A smooth score with its top, 1, at lr 0.01, and 0.1 less for a third of a decade."""
+    return 1 - 0.3 * abs(np.log10(config.train.lr) + 2)
+
+
+# No sampler begins with what params.yaml has now: it lies outside.
+SMOOTH = {"train.lr": {"low": 1e-4, "high": 1e-1, "log": True}, "model.dropout": {"low": 0.0, "high": 0.5}}
+OUTSIDE = {"train__lr": 0.5}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_tpe_draws_where_scores_were_good(seed):
+    means = {}
+    for sampler in ("tpe", "random"):
+        found = search(configured(sampler, 48, SMOOTH, seed=seed, **OUTSIDE), runner(score=near_a_hundredth))
+        means[sampler] = np.mean([trial.score for trial in found.trials[16:]])
+    assert 0.65 < means["random"] < 0.8  # 0.75 is what an even draw has
+    assert means["tpe"] > 0.82
+
+
+def test_tpe_minimises_where_lower_is_better():
+    config = configured("tpe", 48, SMOOTH, data__task="regression", **OUTSIDE)
+    found = search(config, runner(score=lambda config: 1 - near_a_hundredth(config), metric="val_rmse"))
+    assert np.mean([trial.score for trial in found.trials[16:]]) < 0.18
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_qmc_covers_a_space_more_evenly_than_random_draws_do(seed):
+    unevenness = {}
+    for sampler in ("qmc", "random"):
+        params = drawn(search(configured(sampler, 64, SMOOTH, seed=seed, **OUTSIDE), made_up))
+        points = [((np.log10(p["train.lr"]) + 4) / 3, p["model.dropout"] / 0.5) for p in params]
+        unevenness[sampler] = qmc.discrepancy(points)
+    assert unevenness["random"] > 0.002
+    assert unevenness["qmc"] < 0.001
+
+
+def test_optuna_hears_how_every_trial_went_pruned_ones_too_before_it_draws_the_next_round(monkeypatch):
+    studies, heard, create = [], {}, optuna.create_study
+    monkeypatch.setattr(optuna, "create_study", lambda **asked: studies.append(create(**asked)) or studies[-1])
+    plain = runner(score=near_a_hundredth, diverge={3})
+
+    def run(stacks, until):
+        stacks = list(stacks)
+        first = min(contender.number for stack in stacks for contender in stack)
+        heard.setdefault(first // 8, sum(trial.state.is_finished() for trial in studies[0].trials))
+        yield from plain(stacks, until)
+
+    found = search(configured("tpe", 20, SMOOTH, search__epochs=3, **OUTSIDE), run)
+    assert heard == {0: 0, 1: 8, 2: 16}
+    assert {trial.state for trial in found.trials} == {"complete", "pruned", "failed"}
+    states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+    for trial, told in zip(found.trials, studies[0].trials, strict=True):
+        assert told.state == states[trial.state]
+        assert told.params == trial.params
+        if trial.state == "failed":
+            assert told.values is None
+        else:
+            assert told.value == trial.score  # which Optuna takes from what was reported where a trial was pruned
+            assert told.intermediate_values == {len(trial.history): trial.score}
+
+
+NOW = {"train.lr": 0.05, "train.momentum": 0.7, "train.batch_size": 32, "model.hidden": [6, 3], "model.dropout": 0.2}
+
+
+def with_now(sampler, **leaves):
+    return configured(sampler, 6, **{name.replace(".", "__"): value for name, value in NOW.items()}, **leaves)
+
+
+@pytest.mark.parametrize("sampler", ["random", "qmc", "tpe"])
+def test_trial_0_has_what_params_yaml_has_now_where_the_space_holds_all_of_it(sampler):
+    found = drawn(search(with_now(sampler), made_up))
+    assert found[0] == NOW
+    assert [type(value) for value in found[0].values()] == [type(value) for value in NOW.values()]
+    assert NOW not in found[1:]
+    elsewhere = drawn(search(replaced(with_now(sampler), {"train.lr": 0.02}), made_up))
+    assert elsewhere[0] == NOW | {"train.lr": 0.02}
+    if sampler == "random":
+        assert found[1:] == elsewhere[1:]
+
+
+@pytest.mark.parametrize("sampler", ["random", "qmc", "tpe"])
+@pytest.mark.parametrize(
+    "outside",
+    [{"train.lr": 0.5}, {"train.momentum": 0.4}, {"train.batch_size": 65}, {"model.hidden": [5]}],
+    ids=lambda outside: next(iter(outside)),
+)
+def test_trial_0_is_drawn_as_any_other_where_one_value_of_params_yaml_lies_outside_the_space(sampler, outside):
+    (first, *_), (same, *_) = (
+        drawn(search(replaced(with_now(sampler), outside | rest), made_up))
+        for rest in ({}, {"model.dropout": 0.0, "model.hidden": [5]})
+    )
+    assert first == same  # whatever the other values are
+    assert first["train.lr"] != 0.05
+    assert first["train.momentum"] != 0.7
+
+
+def test_a_grid_begins_at_its_first_point_whatever_params_yaml_has():
+    assert drawn(search(with_now("grid"), made_up)) == drawn(search(configured("grid", 6), made_up))
+    assert list(drawn(search(with_now("grid"), made_up))[0].values()) == [1e-4, 0.5, 8, [4], 0.0]
 
 
 def test_a_grid_holds_every_point_once_and_powers_of_ten_exactly():
