@@ -297,6 +297,68 @@ def test_importances_sum_to_one_and_name_the_parameter_that_matters():
     assert search(configured(n_trials=60), made_up).importances == found.importances
 
 
+@pytest.mark.parametrize(
+    "order",
+    [list, lambda stacks: stacks[::-1], lambda stacks: stacks[1::2] + stacks[::2]],
+    ids=["as asked", "backwards", "odd first"],
+)
+def test_of_equal_scores_the_lower_number_goes_on_in_whatever_order_stacks_end(order):
+    plain = runner(score=lambda config: 0.5)
+
+    def run(stacks, until):
+        yield from order([[contender] for stack in plain(stacks, until) for contender in stack])
+
+    found = search(configured(n_trials=10, search__epochs=4), run)
+    assert [len(trial.history) for trial in found.trials] == [4] * 2 + [3] * 2 + [1] * 6
+    assert [trial.state for trial in found.trials] == ["complete"] * 2 + ["pruned"] * 8
+    assert found.best.number == 0
+
+
+def diverging_after(epochs, but=()):
+    """As `made_up`, but what trains for more epochs than these diverges."""
+
+    def run(stacks, until):
+        for stack in made_up(stacks, until):
+            for contender in stack:
+                if until > epochs and contender.number not in but:
+                    contender.progress["diverged"] = "the loss is no longer finite"
+            yield stack
+
+    return run
+
+
+@SAMPLERS
+def test_where_all_that_were_kept_diverge_later_the_best_pruned_trial_wins(sampler):
+    found = search(configured(sampler, 9, search__epochs=3), diverging_after(1))
+    assert {trial.state for trial in found.trials} == {"failed", "pruned"}
+    scores = {trial.number: trial.score for trial in found.trials if trial.state == "pruned"}
+    assert found.best.number == max(scores, key=scores.get)
+    assert found.best.state == "pruned"
+    assert found.table().shape == (9, 4 + len(SPACE))
+    assert found.best_so_far().isna().all()
+
+
+def test_a_complete_trial_wins_over_pruned_ones_of_an_earlier_rung():
+    whole = search(configured(n_trials=9, search__epochs=3), made_up)
+    kept = [trial.number for trial in whole.trials if trial.state == "complete"]
+    last = min(kept, key=lambda number: whole.trials[number].score)
+    worse = diverging_after(1, but={last})
+
+    def run(stacks, until):
+        for stack in worse(stacks, until):
+            for contender in stack:
+                if until > 1:
+                    contender.progress["history"] = [row | {"val_accuracy": 0.01} for row in contender.history]
+            yield stack
+
+    assert search(configured(n_trials=9, search__epochs=3), run).best.number == last
+
+
+def test_a_halved_search_in_which_every_trial_diverges_at_once_is_refused():
+    with pytest.raises(UserError, match="diverged in each of the 9 trials"):
+        search(configured(n_trials=9, search__epochs=3), diverging_after(0))
+
+
 # ------------------------------------------------------------------------------------------------- halving and stacks
 
 
@@ -340,6 +402,20 @@ def test_after_each_rung_the_best_third_goes_on_and_the_rest_is_pruned():
     assert {t.state for t in found.trials if len(t.history) < 6} == {"pruned"}
     assert found.best.number == ranked[0]
     assert "after 1 epochs, pruned" in next(t.line() for t in found.trials if len(t.history) == 1)
+
+
+@pytest.mark.parametrize("reduction", [None, 3])
+def test_no_trial_is_stopped_early_by_the_patience_of_train(reduction):
+    of = samples.sample("wine")
+    space = {"train.lr": {"low": 1.0, "high": 3.0}}
+    config = configured(n_trials=4, space=space, search__epochs=9, search__reduction=reduction, train__patience=1)
+    complete = [trial for trial in real(config, of).trials if trial.state == "complete"]
+    assert len(complete) == (4 if reduction is None else 1)
+    for trial in complete:
+        assert [row["epoch"] for row in trial.history] == list(range(1, 10))
+        asked = replaced(config, {**trial.params, "train.epochs": 9})
+        by_hand = samples.network(of, config.seed, **asked.model.model_dump())
+        assert len(samples.train(by_hand, of, asked.train, config.seed).history) < 9  # with patience it would be
 
 
 def test_halving_leaves_the_survivors_as_they_would_be_without_it():
