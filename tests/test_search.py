@@ -458,24 +458,35 @@ def test_stacks_are_the_narrower_the_larger_a_network_is(batch_size, hidden, wid
     assert stack_width(configured(train__batch_size=batch_size, model__hidden=hidden)) == width
 
 
-def test_trials_take_one_thread_and_what_follows_has_its_threads_again():
+class Asked(Work):
+    """Leaves with each trial how many threads it had, where the search's own process sees it."""
+
+    def __call__(self, stack, until):
+        super().__call__(stack, until)
+        for contender in stack:
+            contender.progress["asked"] = (torch.get_num_threads(), os.getpid())
+        return stack
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_trials_take_one_thread_and_what_follows_has_its_threads_again(n):
     of = samples.sample("iris")
     seen = []
-
-    class Asked(Work):
-        def __call__(self, stack, until):
-            seen.append(torch.get_num_threads())
-            return super().__call__(stack, until)
-
     torch.set_num_threads(2)
     try:
-        for n in (1, 2):
-            with workers(Asked(of.train, of.val, of.schema), n) as run:
-                search(configured(n_trials=2), run)
-                assert torch.get_num_threads() == 2
+        with workers(Asked(of.train, of.val, of.schema), n) as run:
+
+            def listening(stacks, until):
+                for stack in run(stacks, until):
+                    seen.extend(contender.progress["asked"] for contender in stack)
+                    yield stack
+
+            search(configured(n_trials=4), listening)
+            assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
-    assert set(seen) == {1}
+    assert [threads for threads, _ in seen] == [1] * 4
+    assert all((process == os.getpid()) == (n == 1) for _, process in seen)
 
 
 class Deadly(Work):
