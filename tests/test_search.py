@@ -1,8 +1,14 @@
 import itertools
 import json
 import logging
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import optuna
@@ -18,6 +24,7 @@ from pipeline.data import generator
 from pipeline.errors import UserError
 from pipeline.search import Contender, Work, pack, rungs, search, stack_width, workers
 from tests import samples
+from tests.imports import ROOT
 
 SAMPLERS = pytest.mark.parametrize("sampler", ["random", "qmc", "tpe", "grid"])
 SPACE = {
@@ -501,6 +508,121 @@ def test_a_worker_that_is_killed_ends_the_search_in_one_line():
         workers(Deadly(of.train, of.val, of.schema), 2) as run,
     ):
         search(configured(), run)
+
+
+class Slow(Work):
+    """Half a second for each stack; trial 1 diverges, so that it ends while others wait."""
+
+    def __call__(self, stack, until):
+        time.sleep(0.5)
+        for contender in stack:
+            diverged = "no longer finite" if contender.number == 1 else None
+            rows = [{"epoch": 1, "val_accuracy": 0.5}]
+            contender.progress = {"history": rows, "best_epoch": 1, "diverged": diverged}
+        return stack
+
+
+class Failing(Slow):
+    def __call__(self, stack, until):
+        return fail() if stack[0].number == 1 else super().__call__(stack, until)
+
+
+def fail(*_):
+    raise UserError(f"failed at {time.monotonic()}")  # of a clock that all processes share
+
+
+ONE_SHAPE = {"train.lr": {"low": 1e-4, "high": 1e-1, "log": True}}
+LONG = configured(n_trials=80, space=ONE_SHAPE, search__stack=1)  # 20 seconds with two workers
+AT_ONCE = 5  # seconds at most: half of one, on a computer that has nothing else to do
+
+
+def alive(process):
+    """Whether there is such a process, and more of it than a status that nobody has asked for."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def all_gone(processes):
+    """Whether none is left, or will be in a moment: a process closes what it writes to before it ends."""
+    begun = time.monotonic()
+    while (left := any(map(alive, processes))) and time.monotonic() - begun < AT_ONCE:
+        time.sleep(0.01)
+    return not left
+
+
+def fails_at_once(kind, train):
+    """What `train` does with a runner of two workers has to end as soon as one thing fails, and the workers with it."""
+    of = samples.sample("iris")
+    before, processes = set(multiprocessing.active_children()), []
+
+    def long():
+        with workers(kind(of.train, of.val, of.schema), 2) as run:
+            processes.extend(child.pid for child in set(multiprocessing.active_children()) - before)
+            train(run)
+
+    with pytest.raises(UserError, match="failed at") as raised:
+        long()
+    assert time.monotonic() - float(str(raised.value).split()[-1]) < AT_ONCE
+    assert len(processes) == 2
+    assert all_gone(processes)
+
+
+@pytest.mark.parametrize(("kind", "on_trial"), [(Failing, print), (Slow, fail)], ids=["a worker", "the search"])
+def test_an_exception_in_a_worker_or_in_the_search_ends_it_at_once_with_its_workers(kind, on_trial):
+    fails_at_once(kind, lambda run: search(LONG, run, on_trial))
+
+
+SCRIPT = """
+import multiprocessing, signal
+from pipeline import console
+from pipeline.search import search, workers
+from tests import samples
+from tests.test_search import LONG, Slow
+
+def main():
+    of = samples.sample("iris")
+    with workers(Slow(of.train, of.val, of.schema), 2) as run:
+        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+        search(LONG, run, lambda trial: print("one has ended", flush=True))
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored
+console.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("send", "number", "status", "error"),
+    [
+        (os.killpg, signal.SIGINT, 130, "error: interrupted\n"),  # a terminal tells all of its processes
+        (os.kill, signal.SIGTERM, 128 + signal.SIGTERM, ""),
+        (os.kill, signal.SIGKILL, -signal.SIGKILL, ""),
+    ],
+    ids=["ctrl-c", "terminated", "killed"],
+)
+def test_a_signal_ends_a_search_at_once_and_its_workers_with_it(send, number, status, error):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    with process:
+        try:
+            processes = [int(each) for each in process.stdout.readline().split()]
+            assert len(processes) == 2
+            assert process.stdout.readline() == "one has ended\n"
+            assert all(map(alive, processes))
+            send(process.pid, number)
+            _, said = process.communicate(timeout=AT_ONCE)  # until nobody is left who could write
+            assert all_gone(processes)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert (process.returncode, said) == (status, error)
 
 
 def test_plots_of_a_search_are_drawn_and_repeat(tmp_path):
