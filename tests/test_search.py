@@ -574,6 +574,12 @@ def test_an_exception_in_a_worker_or_in_the_search_ends_it_at_once_with_its_work
     fails_at_once(kind, lambda run: search(LONG, run, on_trial))
 
 
+def test_an_exception_in_a_worker_does_not_wait_for_stacks_that_come_before():
+    narrow, wide = configured(model__hidden=[4]), configured(model__hidden=[8])  # the widest are trained first
+    stacks = [[Contender(n, wide if n else narrow)] for n in range(60)]
+    fails_at_once(Failing, lambda run: list(run(stacks, 1)))
+
+
 SCRIPT = """
 import multiprocessing, signal
 from pipeline import console
