@@ -1,13 +1,22 @@
 import itertools
 import json
 import logging
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
 import torch
+from optuna.trial import TrialState
+from scipy.stats import qmc
 
 from pipeline import figures
 from pipeline.config import replaced
@@ -15,6 +24,7 @@ from pipeline.data import generator
 from pipeline.errors import UserError
 from pipeline.search import Contender, Work, pack, rungs, search, stack_width, workers
 from tests import samples
+from tests.imports import ROOT
 
 SAMPLERS = pytest.mark.parametrize("sampler", ["random", "qmc", "tpe", "grid"])
 SPACE = {
@@ -112,6 +122,108 @@ def test_random_draws_a_logarithmic_range_evenly_in_its_logarithm():
     assert counts.min() > 45
 
 
+def near_a_hundredth(config):
+    """A smooth score with its top, 1, at lr 0.01, and 0.1 less for a third of a decade."""
+    return 1 - 0.3 * abs(np.log10(config.train.lr) + 2)
+
+
+# No sampler begins with what params.yaml has now: it lies outside.
+SMOOTH = {"train.lr": {"low": 1e-4, "high": 1e-1, "log": True}, "model.dropout": {"low": 0.0, "high": 0.5}}
+OUTSIDE = {"train__lr": 0.5}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_tpe_draws_where_scores_were_good(seed):
+    means = {}
+    for sampler in ("tpe", "random"):
+        found = search(configured(sampler, 48, SMOOTH, seed=seed, **OUTSIDE), runner(score=near_a_hundredth))
+        means[sampler] = np.mean([trial.score for trial in found.trials[16:]])
+    assert 0.65 < means["random"] < 0.8  # 0.75 is what an even draw has
+    assert means["tpe"] > 0.82
+
+
+def test_tpe_minimises_where_lower_is_better():
+    config = configured("tpe", 48, SMOOTH, data__task="regression", **OUTSIDE)
+    found = search(config, runner(score=lambda config: 1 - near_a_hundredth(config), metric="val_rmse"))
+    assert np.mean([trial.score for trial in found.trials[16:]]) < 0.18
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_qmc_covers_a_space_more_evenly_than_random_draws_do(seed):
+    unevenness = {}
+    for sampler in ("qmc", "random"):
+        params = drawn(search(configured(sampler, 64, SMOOTH, seed=seed, **OUTSIDE), made_up))
+        points = [((np.log10(p["train.lr"]) + 4) / 3, p["model.dropout"] / 0.5) for p in params]
+        unevenness[sampler] = qmc.discrepancy(points)
+    assert unevenness["random"] > 0.002
+    assert unevenness["qmc"] < 0.001
+
+
+def test_optuna_hears_how_every_trial_went_pruned_ones_too_before_it_draws_the_next_round(monkeypatch):
+    studies, heard, create = [], {}, optuna.create_study
+    monkeypatch.setattr(optuna, "create_study", lambda **asked: studies.append(create(**asked)) or studies[-1])
+    plain = runner(score=near_a_hundredth, diverge={3})
+
+    def run(stacks, until):
+        stacks = list(stacks)
+        first = min(contender.number for stack in stacks for contender in stack)
+        heard.setdefault(first // 8, sum(trial.state.is_finished() for trial in studies[0].trials))
+        yield from plain(stacks, until)
+
+    found = search(configured("tpe", 20, SMOOTH, search__epochs=3, **OUTSIDE), run)
+    assert heard == {0: 0, 1: 8, 2: 16}
+    assert {trial.state for trial in found.trials} == {"complete", "pruned", "failed"}
+    states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+    for trial, told in zip(found.trials, studies[0].trials, strict=True):
+        assert told.state == states[trial.state]
+        assert told.params == trial.params
+        if trial.state == "failed":
+            assert told.values is None
+        else:
+            assert told.value == trial.score  # which Optuna takes from what was reported where a trial was pruned
+            assert told.intermediate_values == {len(trial.history): trial.score}
+
+
+NOW = {"train.lr": 0.05, "train.momentum": 0.7, "train.batch_size": 32, "model.hidden": [6, 3], "model.dropout": 0.2}
+
+
+def with_now(sampler, **leaves):
+    return configured(sampler, 6, **{name.replace(".", "__"): value for name, value in NOW.items()}, **leaves)
+
+
+@pytest.mark.parametrize("sampler", ["random", "qmc", "tpe"])
+def test_trial_0_has_what_params_yaml_has_now_where_the_space_holds_all_of_it(sampler):
+    found = drawn(search(with_now(sampler), made_up))
+    assert found[0] == NOW
+    assert [type(value) for value in found[0].values()] == [type(value) for value in NOW.values()]
+    assert NOW not in found[1:]
+    elsewhere = drawn(search(replaced(with_now(sampler), {"train.lr": 0.02}), made_up))
+    assert elsewhere[0] == NOW | {"train.lr": 0.02}
+    if sampler == "random":
+        assert found[1:] == elsewhere[1:]
+
+
+@pytest.mark.parametrize("sampler", ["random", "qmc", "tpe"])
+@pytest.mark.parametrize(
+    "outside",
+    [{"train.lr": 0.5}, {"train.momentum": 0.4}, {"train.batch_size": 65}, {"model.hidden": [5]}],
+    ids=lambda outside: next(iter(outside)),
+)
+def test_trial_0_is_drawn_as_any_other_where_one_value_of_params_yaml_lies_outside_the_space(sampler, outside):
+    (first, *_), (same, *_) = (
+        drawn(search(replaced(with_now(sampler), outside | rest), made_up))
+        for rest in ({}, {"model.dropout": 0.0, "model.hidden": [5]})
+    )
+    assert first == same  # whatever the other values are
+    assert first["train.lr"] != 0.05
+    assert first["train.momentum"] != 0.7
+
+
+def test_a_grid_begins_at_its_first_point_whatever_params_yaml_has():
+    assert drawn(search(with_now("grid"), made_up)) == drawn(search(configured("grid", 6), made_up))
+    assert list(drawn(search(with_now("grid"), made_up))[0].values()) == [1e-4, 0.5, 8, [4], 0.0]
+
+
 def test_a_grid_holds_every_point_once_and_powers_of_ten_exactly():
     found = search(configured("grid", 1000), made_up)
     lrs, momenta, sizes = [1e-4, 1e-3, 1e-2, 1e-1], [0.5, 0.7, 0.9], [8, 23, 64]
@@ -192,6 +304,68 @@ def test_importances_sum_to_one_and_name_the_parameter_that_matters():
     assert search(configured(n_trials=60), made_up).importances == found.importances
 
 
+@pytest.mark.parametrize(
+    "order",
+    [list, lambda stacks: stacks[::-1], lambda stacks: stacks[1::2] + stacks[::2]],
+    ids=["as asked", "backwards", "odd first"],
+)
+def test_of_equal_scores_the_lower_number_goes_on_in_whatever_order_stacks_end(order):
+    plain = runner(score=lambda config: 0.5)
+
+    def run(stacks, until):
+        yield from order([[contender] for stack in plain(stacks, until) for contender in stack])
+
+    found = search(configured(n_trials=10, search__epochs=4), run)
+    assert [len(trial.history) for trial in found.trials] == [4] * 2 + [3] * 2 + [1] * 6
+    assert [trial.state for trial in found.trials] == ["complete"] * 2 + ["pruned"] * 8
+    assert found.best.number == 0
+
+
+def diverging_after(epochs, but=()):
+    """As `made_up`, but what trains for more epochs than these diverges."""
+
+    def run(stacks, until):
+        for stack in made_up(stacks, until):
+            for contender in stack:
+                if until > epochs and contender.number not in but:
+                    contender.progress["diverged"] = "the loss is no longer finite"
+            yield stack
+
+    return run
+
+
+@SAMPLERS
+def test_where_all_that_were_kept_diverge_later_the_best_pruned_trial_wins(sampler):
+    found = search(configured(sampler, 9, search__epochs=3), diverging_after(1))
+    assert {trial.state for trial in found.trials} == {"failed", "pruned"}
+    scores = {trial.number: trial.score for trial in found.trials if trial.state == "pruned"}
+    assert found.best.number == max(scores, key=scores.get)
+    assert found.best.state == "pruned"
+    assert found.table().shape == (9, 4 + len(SPACE))
+    assert found.best_so_far().isna().all()
+
+
+def test_a_complete_trial_wins_over_pruned_ones_of_an_earlier_rung():
+    whole = search(configured(n_trials=9, search__epochs=3), made_up)
+    kept = [trial.number for trial in whole.trials if trial.state == "complete"]
+    last = min(kept, key=lambda number: whole.trials[number].score)
+    worse = diverging_after(1, but={last})
+
+    def run(stacks, until):
+        for stack in worse(stacks, until):
+            for contender in stack:
+                if until > 1:
+                    contender.progress["history"] = [row | {"val_accuracy": 0.01} for row in contender.history]
+            yield stack
+
+    assert search(configured(n_trials=9, search__epochs=3), run).best.number == last
+
+
+def test_a_halved_search_in_which_every_trial_diverges_at_once_is_refused():
+    with pytest.raises(UserError, match="diverged in each of the 9 trials"):
+        search(configured(n_trials=9, search__epochs=3), diverging_after(0))
+
+
 # ------------------------------------------------------------------------------------------------- halving and stacks
 
 
@@ -237,6 +411,20 @@ def test_after_each_rung_the_best_third_goes_on_and_the_rest_is_pruned():
     assert "after 1 epochs, pruned" in next(t.line() for t in found.trials if len(t.history) == 1)
 
 
+@pytest.mark.parametrize("reduction", [None, 3])
+def test_no_trial_is_stopped_early_by_the_patience_of_train(reduction):
+    of = samples.sample("wine")
+    space = {"train.lr": {"low": 1.0, "high": 3.0}}
+    config = configured(n_trials=4, space=space, search__epochs=9, search__reduction=reduction, train__patience=1)
+    complete = [trial for trial in real(config, of).trials if trial.state == "complete"]
+    assert len(complete) == (4 if reduction is None else 1)
+    for trial in complete:
+        assert [row["epoch"] for row in trial.history] == list(range(1, 10))
+        asked = replaced(config, {**trial.params, "train.epochs": 9})
+        by_hand = samples.network(of, config.seed, **asked.model.model_dump())
+        assert len(samples.train(by_hand, of, asked.train, config.seed).history) < 9  # with patience it would be
+
+
 def test_halving_leaves_the_survivors_as_they_would_be_without_it():
     of = samples.sample("wine")
     space = {"train.lr": {"low": 1e-2, "high": 1e-1, "log": True}, "model.dropout": {"low": 0.0, "high": 0.4}}
@@ -277,24 +465,35 @@ def test_stacks_are_the_narrower_the_larger_a_network_is(batch_size, hidden, wid
     assert stack_width(configured(train__batch_size=batch_size, model__hidden=hidden)) == width
 
 
-def test_trials_take_one_thread_and_what_follows_has_its_threads_again():
+class Asked(Work):
+    """Leaves with each trial how many threads it had, where the search's own process sees it."""
+
+    def __call__(self, stack, until):
+        super().__call__(stack, until)
+        for contender in stack:
+            contender.progress["asked"] = (torch.get_num_threads(), os.getpid())
+        return stack
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_trials_take_one_thread_and_what_follows_has_its_threads_again(n):
     of = samples.sample("iris")
     seen = []
-
-    class Asked(Work):
-        def __call__(self, stack, until):
-            seen.append(torch.get_num_threads())
-            return super().__call__(stack, until)
-
     torch.set_num_threads(2)
     try:
-        for n in (1, 2):
-            with workers(Asked(of.train, of.val, of.schema), n) as run:
-                search(configured(n_trials=2), run)
-                assert torch.get_num_threads() == 2
+        with workers(Asked(of.train, of.val, of.schema), n) as run:
+
+            def listening(stacks, until):
+                for stack in run(stacks, until):
+                    seen.extend(contender.progress["asked"] for contender in stack)
+                    yield stack
+
+            search(configured(n_trials=4), listening)
+            assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
-    assert set(seen) == {1}
+    assert [threads for threads, _ in seen] == [1] * 4
+    assert all((process == os.getpid()) == (n == 1) for _, process in seen)
 
 
 class Deadly(Work):
@@ -309,6 +508,127 @@ def test_a_worker_that_is_killed_ends_the_search_in_one_line():
         workers(Deadly(of.train, of.val, of.schema), 2) as run,
     ):
         search(configured(), run)
+
+
+class Slow(Work):
+    """Half a second for each stack; trial 1 diverges, so that it ends while others wait."""
+
+    def __call__(self, stack, until):
+        time.sleep(0.5)
+        for contender in stack:
+            diverged = "no longer finite" if contender.number == 1 else None
+            rows = [{"epoch": 1, "val_accuracy": 0.5}]
+            contender.progress = {"history": rows, "best_epoch": 1, "diverged": diverged}
+        return stack
+
+
+class Failing(Slow):
+    def __call__(self, stack, until):
+        return fail() if stack[0].number == 1 else super().__call__(stack, until)
+
+
+def fail(*_):
+    raise UserError(f"failed at {time.monotonic()}")  # of a clock that all processes share
+
+
+ONE_SHAPE = {"train.lr": {"low": 1e-4, "high": 1e-1, "log": True}}
+LONG = configured(n_trials=80, space=ONE_SHAPE, search__stack=1)  # 20 seconds with two workers
+AT_ONCE = 5  # seconds at most: half of one, on a computer that has nothing else to do
+
+
+def alive(process):
+    """Whether there is such a process, and more of it than a status that nobody has asked for."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def all_gone(processes):
+    """Whether none is left, or will be in a moment: a process closes what it writes to before it ends."""
+    begun = time.monotonic()
+    while (left := any(map(alive, processes))) and time.monotonic() - begun < AT_ONCE:
+        time.sleep(0.01)
+    return not left
+
+
+def fails_at_once(kind, train):
+    """What `train` does with a runner of two workers has to end as soon as one thing fails, and the workers with it."""
+    of = samples.sample("iris")
+    before, processes = set(multiprocessing.active_children()), []
+
+    def long():
+        with workers(kind(of.train, of.val, of.schema), 2) as run:
+            processes.extend(child.pid for child in set(multiprocessing.active_children()) - before)
+            train(run)
+
+    with pytest.raises(UserError, match="failed at") as raised:
+        long()
+    assert time.monotonic() - float(str(raised.value).split()[-1]) < AT_ONCE
+    assert len(processes) == 2
+    assert all_gone(processes)
+
+
+@pytest.mark.parametrize(("kind", "on_trial"), [(Failing, print), (Slow, fail)], ids=["a worker", "the search"])
+def test_an_exception_in_a_worker_or_in_the_search_ends_it_at_once_with_its_workers(kind, on_trial):
+    fails_at_once(kind, lambda run: search(LONG, run, on_trial))
+
+
+def test_an_exception_in_a_worker_does_not_wait_for_stacks_that_come_before():
+    narrow, wide = configured(model__hidden=[4]), configured(model__hidden=[8])  # the widest are trained first
+    stacks = [[Contender(n, wide if n else narrow)] for n in range(60)]
+    fails_at_once(Failing, lambda run: list(run(stacks, 1)))
+
+
+SCRIPT = """
+import multiprocessing, signal
+from pipeline import console
+from pipeline.search import search, workers
+from tests import samples
+from tests.test_search import LONG, Slow
+
+def main():
+    of = samples.sample("iris")
+    with workers(Slow(of.train, of.val, of.schema), 2) as run:
+        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+        search(LONG, run, lambda trial: print("one has ended", flush=True))
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored
+console.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("send", "number", "status", "error"),
+    [
+        (os.killpg, signal.SIGINT, 130, "error: interrupted\n"),  # a terminal tells all of its processes
+        (os.kill, signal.SIGTERM, 128 + signal.SIGTERM, ""),
+        (os.kill, signal.SIGKILL, -signal.SIGKILL, ""),
+    ],
+    ids=["ctrl-c", "terminated", "killed"],
+)
+def test_a_signal_ends_a_search_at_once_and_its_workers_with_it(send, number, status, error):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    with process:
+        try:
+            processes = [int(each) for each in process.stdout.readline().split()]
+            assert len(processes) == 2
+            assert process.stdout.readline() == "one has ended\n"
+            assert all(map(alive, processes))
+            send(process.pid, number)
+            _, said = process.communicate(timeout=AT_ONCE)  # until nobody is left who could write
+            assert all_gone(processes)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert (process.returncode, said) == (status, error)
 
 
 def test_plots_of_a_search_are_drawn_and_repeat(tmp_path):
