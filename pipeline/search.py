@@ -10,7 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -324,9 +324,14 @@ def workers(work: Work, n: int | None) -> Iterator[Runner]:
             def run(stacks: Stacks, until: int) -> Iterator[list[Contender]]:
                 # The longest first, so that no worker is left with it alone at the end.
                 order = sorted(range(len(stacks)), key=lambda place: -_cost(stacks[place]))
-                futures = {place: pool.submit(_work, stacks[place], until) for place in order}
-                for place in range(len(stacks)):
-                    yield futures[place].result()
+                places = {pool.submit(_work, stacks[place], until): place for place in order}
+                ended: dict[int, list[Contender]] = {}
+                due = 0
+                for future in as_completed(places):  # so that an error is raised when it comes
+                    ended[places[future]] = future.result()
+                    while due in ended:
+                        yield ended.pop(due)
+                        due += 1
 
             try:
                 yield run
