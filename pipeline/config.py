@@ -21,11 +21,7 @@ from pipeline.errors import UserError
 from pipeline.settings import NOT_SEARCHED, PRESET, STRONG, Config, fields_at, without_secret
 
 PATH = Path("params.yaml")
-MAX_BYTES, MAX_VALUES, MAX_OPEN = (
-    2**17,
-    20_000,
-    500,
-)  # of a file of parameters: its size, values (aliases written out), depth
+MAX_BYTES, MAX_VALUES, MAX_OPEN = 2**16, 20_000, 500  # of a file of parameters: size, values with aliases, depth
 
 
 def load(path: Path = PATH) -> Config:

@@ -201,7 +201,8 @@ def test_a_small_project_repeats_and_what_does_not_is_named(tmp_path: Path, monk
 def interrupted(folder: Path, temporary: Path) -> None:
     """Ctrl-C in the middle of a stage leaves neither the clone nor a process."""
     with subprocess.Popen(
-        [sys.executable, "-m", "pipeline", "verify", "--stage", "fetch"],
+        # A shell may have had it ignored.
+        ["env", "--default-signal=INT", sys.executable, "-m", "pipeline", "verify", "--stage", "fetch"],
         cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         while not list(temporary.glob("verify-*/output")):

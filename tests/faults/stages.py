@@ -29,6 +29,7 @@ def started(stage: str, before: Callable[[], object] = lambda: None) -> multipro
 
     def work() -> None:
         os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored
         sys.stdout = sys.stderr = Path("log.txt").open("a", buffering=1)  # noqa: SIM115
         checkpoints.SECONDS, checkpoints.SHARE = 0.0, 1e9  # at the end of each epoch, since these are short
         before()

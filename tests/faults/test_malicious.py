@@ -16,9 +16,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
 
-from pipeline import cli, datasets, evaluation, files, tracking
+from pipeline import cli, datasets, delivery, evaluation, files
 from pipeline.bundle import DESCRIPTION, HISTORY, WEIGHTS, load_bundle, save_bundle
 from pipeline.data import load_rows, load_split
 from pipeline.errors import UserError
@@ -203,10 +204,14 @@ def test_the_mlflow_model_is_code_and_files_and_its_bundle_is_checked(
     run_chain("fetch", "prepare", "train")
     from pipeline import config
 
-    with tracking.stage_run("train", config.load()) as opened:
-        local = Path(
-            mlflow.artifacts.download_artifacts(opened.log_model(Path("models/train")), dst_path=str(tmp_path / "m"))
-        )
+    uri = delivery.tracking_uri(config.load().tracking)
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("nycflights")
+    assert experiment is not None
+    (model,) = client.search_logged_models([experiment.experiment_id])
+    local = Path(
+        mlflow.artifacts.download_artifacts(f"models:/{model.model_id}", dst_path=str(tmp_path / "m"), tracking_uri=uri)
+    )
     found = [file for file in local.rglob("*") if file.is_file()]
     assert len(found) > 5
     for file in [
