@@ -15,7 +15,7 @@ SLOW = {
     "data.target": "target",
     "data.task": "binary",
     "model.ensemble": 1,
-    "train.epochs": 800,
+    "train.epochs": 300,
     "train.overfit": None,
 }
 REPRO = ("dvc", "repro", "--no-run-cache", "train")  # whose cache would give back the output without training
