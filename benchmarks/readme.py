@@ -17,12 +17,14 @@ README = HERE.parent / "README.md"
 def speed(bench: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     yield "what", "against", "to reach", "seen"
     for part in ("epoch", "search", "pruning", "scaling", "repro"):
-        for row in bench.get(part, [dict.fromkeys(("what", "against", "reach", "seen"), f"{part}: not run")]):
+        for row in bench.get(part, [{"what": part, "against": "", "reach": "", "seen": "not run"}]):
             yield row["what"], row["against"], row["reach"], row["seen"]
 
 
 def stages(bench: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     yield "stage", "imports", "tracking", "computing"
+    if "repro" not in bench:
+        yield "not run", "", "", ""
     for row in bench.get("repro", []):
         for stage, spent in row.get("stages", {}).items():
             total = sum(spent[part] for part in ("imports", "tracking", "compute"))
