@@ -41,12 +41,11 @@ class Checkpoints:
 
         `on_epoch` is called for the epochs that are there already, too.
         """
-        self._restore(name, members)
-        done = mean_history(members) if members[0].history else []
-        if done:
+        if self._restore(name, members):
+            done = mean_history(members)
             print(f"{name}: interrupted after epoch {len(done)}, goes on from there", flush=True)
-        for row in done:
-            on_epoch(row)
+            for row in done:
+                on_epoch(row)
 
         def kept(row: Epoch) -> object:
             stop = on_epoch(row)
@@ -77,17 +76,17 @@ class Checkpoints:
         now = time.monotonic()
         self._next = now + max(SECONDS, (now - begun) / SHARE)
 
-    def _restore(self, name: str, members: Sequence[Member]) -> None:
+    def _restore(self, name: str, members: Sequence[Member]) -> bool:
         path = self.folder / f"{name}.safetensors"
         if not self._works or not path.exists():
-            return
+            return False
         found = _read(path)
         if found is None or found[0]["format"] != FORMAT or len(found[0]["members"]) != len(members):
             print(f"{path} is damaged, and not used", flush=True)
-            return
+            return False
         state, tensors = found
         if state["device"] != _device(members):
-            return  # whose bytes are others
+            return False  # whose bytes are others
         for k, (member, plain) in enumerate(zip(members, state["members"], strict=True)):
             device = next(member.network.parameters()).device
             parts: dict[str, dict[str, Tensor]] = {part: {} for part in ("weights", "memory", "best")}
@@ -99,6 +98,7 @@ class Checkpoints:
             member.memory, member.best_weights = parts["memory"], parts["best"]
             member.history, member.best_epoch = plain["history"], plain["best_epoch"]
             member.diverged = plain["diverged"]
+        return True
 
 
 NONE = Checkpoints(Path(), works=False)

@@ -164,6 +164,13 @@ def test_two_processes_with_one_key_do_not_share_checkpoints(tmp_path, monkeypat
         assert not list((tmp_path / "train/key").glob("*.safetensors"))
 
 
+def test_members_that_have_begun_elsewhere_are_not_said_to_be_interrupted(tmp_path, capsys):
+    begun = members()
+    train(checkpoints.NONE, begun)
+    Checkpoints(tmp_path).keeping("network", begun, lambda row: pytest.fail("not restored"))
+    assert "interrupted" not in capsys.readouterr().out
+
+
 def test_a_checkpoint_of_another_device_is_left_alone(tmp_path):
     train(Checkpoints(tmp_path), members())
     path = tmp_path / "network.safetensors"
