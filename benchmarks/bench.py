@@ -302,11 +302,11 @@ def draw(rows: list[Row]) -> None:
 
     faster = [row for row in rows if str(row["reach"]).startswith(">=")]
     figure, axes = plt.subplots(figsize=(9, 0.55 * len(faster) + 1))
-    labels = [f"{row['what']}\n{row['against'].split(' (')[0]}" for row in faster]
+    labels = [f"{row['what']}\n{row['against'].split(' (')[0].split(';')[0]}" for row in faster]
     # From a half on: as fast as the other is in the middle of the picture, not at its edge.
     bars = axes.barh(range(len(faster)), [row["ratio"] - 0.5 for row in faster], left=0.5, color="#4878a8")
     axes.set_yticks(range(len(faster)), labels)
-    axes.bar_label(bars, [row["seen"] for row in faster], padding=4)
+    axes.bar_label(bars, [row["seen"].split(";")[0] for row in faster], padding=4)
     for place, row in enumerate(faster):
         wish = float(row["reach"].strip(">= x"))
         axes.plot([wish, wish], [place - 0.4, place + 0.4], color="#c44e52")
