@@ -242,6 +242,12 @@ def test_a_locked_database(project: Callable[..., Path], tally: Tally, how: str)
             holds_once(own(folder), trial + 1)
 
 
+def ran(folder: Path, code: str) -> "subprocess.CompletedProcess[str]":
+    """A stage on the project's own database, to its end."""
+    command = [sys.executable, "-c", code, "0"]
+    return subprocess.run(command, cwd=folder, env=environment(None), capture_output=True, text=True, check=False)
+
+
 def test_a_full_disk_under_the_database(project: Callable[..., Path], tally: Tally) -> None:
     folder = project(IRIS)
     page = sqlite3.connect(folder / "mlflow.db", isolation_level=None)
@@ -254,14 +260,7 @@ def test_a_full_disk_under_the_database(project: Callable[..., Path], tally: Tal
     page.close()
     for trial in range(tally.times(1, 20)):
         with tally.trial("database on a full disk"):
-            done = subprocess.run(
-                [sys.executable, "-c", with_limit, "0"],
-                cwd=folder,
-                env=environment(None),
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+            done = ran(folder, with_limit)
             assert done.returncode == 0, done.stderr
             assert (folder / "out.txt").read_text() == "the same bytes"
             replay(folder)
@@ -275,14 +274,7 @@ def test_a_spool_that_cannot_be_written(project: Callable[..., Path], tally: Tal
         with tally.trial("spool unwritable"):
             (folder / ".state/runs").unlink(missing_ok=True)
             (folder / ".state/runs").write_text("a file in its place")
-            done = subprocess.run(
-                [sys.executable, "-c", STAGE, "0"],
-                cwd=folder,
-                env=environment(None),
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+            done = ran(folder, STAGE)
             assert done.returncode == 0, done.stderr
             assert done.stdout.count("tracking: off, ") == 1
             assert not done.stderr
