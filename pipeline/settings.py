@@ -269,10 +269,10 @@ class Train(Section):
 
 
 class Finetune(Section):
-    lr: Positive = 0.005
-    epochs: Count = 5
+    lr: Positive = 0.003
+    epochs: Count = 10
     patience: Count | None = 3
-    freeze: Annotated[int, Field(ge=0)] | tuple[str, ...] = 1
+    freeze: Annotated[int, Field(ge=0)] | tuple[str, ...] = 0
 
 
 class Space(Section):

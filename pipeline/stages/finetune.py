@@ -1,4 +1,4 @@
-"""The trained network on the transfer domain: first layers frozen, a smaller learning rate."""
+"""The trained network on the transfer domain: fewer epochs, first layers frozen if asked for."""
 
 from dataclasses import replace
 from pathlib import Path
