@@ -170,7 +170,7 @@ def test_a_torn_rwlock_is_named_and_removed(copy: Callable[[], Path], reproduced
     path = folder / ".dvc/tmp/rwlock"
     whole = '{"write": {"/x/models/train": {"pid": 4194304, "cmd": "dvc repro"}}, "read": {}}'
     rng = random.Random(0)
-    for cut in [rng.randrange(len(whole)) for _ in range(tally.times(1, 30))]:
+    for cut in [rng.randrange(len(whole)) for _ in range(tally.times(1, 15))]:
         path.write_text(whole[:cut])
         with tally.trial("torn rwlock"):
             assert "rwlock" in call(folder, "dvc", "repro", status=255)
@@ -224,7 +224,7 @@ def test_a_torn_dvc_lock_is_found_wherever_it_is_torn_and_comes_back(
     lines = [place + 1 for place, byte in enumerate(whole) if byte == ord("\n")]
     rng = random.Random(1)
     cuts = [0, lines[-2], rng.choice(lines[:-2])]
-    cuts += [rng.randrange(len(whole)) for _ in range(tally.times(0, 50))]
+    cuts += [rng.randrange(len(whole)) for _ in range(tally.times(0, 15))]
     for cut in cuts:
         path.write_bytes(whole[:cut])
         with tally.trial("torn dvc.lock"):
@@ -263,7 +263,7 @@ def test_a_flipped_byte_in_the_cache_is_found_though_dvc_calls_it_clean(
 ) -> None:
     folder = copy()
     rng = random.Random(3)
-    for trial in range(tally.times(1, 30)):
+    for trial in range(tally.times(1, 15)):
         path = rng.choice(objects(folder / ".dvc/cache"))
         flip(path, rng)
         with tally.trial("flipped byte in DVC's cache"):
@@ -285,7 +285,7 @@ def test_a_flipped_byte_in_a_remote_is_found_and_pushed_anew(
     call(folder, "dvc", "push")
     before = {path: path.read_bytes() for path in objects(remote)}
     rng = random.Random(4)
-    for _ in range(tally.times(1, 30)):
+    for _ in range(tally.times(1, 15)):
         path = rng.choice(objects(remote))
         flip(path, rng)
         with tally.trial("flipped byte in a remote"):

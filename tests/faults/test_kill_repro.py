@@ -40,7 +40,7 @@ def test_repro_killed_in_training_goes_on_from_its_checkpoint_to_the_same_lock(t
     folder = clone(tmp_path / "clone", SLOW)
     call(folder, *REPRO)
     lock = (folder / "dvc.lock").read_text()
-    for k in range(tally.times(quick=1, torture=20)):
+    for k in range(tally.times(quick=1, torture=10)):
         with tally.trial("SIGKILL of dvc repro and its stage"):
             (folder / "dvc.lock").unlink()
             repro_until_a_checkpoint(folder, 0.1 * k)

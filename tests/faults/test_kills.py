@@ -76,7 +76,7 @@ def test_a_stage_told_to_end_ends_soon_with_its_workers_and_goes_on_later(
     for stage in ("train", "search"):
         whole, draws = finished(stage), random.Random(stage)
         undisturbed = content(OUTPUT[stage])
-        for _ in range(tally.times(quick=1, torture=25)):
+        for _ in range(tally.times(quick=1, torture=15)):
             with tally.trial(f"{name} of {stage}"):
                 begun = time.monotonic()
                 moment = draws.uniform(0.2, 0.8) * whole

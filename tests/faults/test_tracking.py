@@ -161,7 +161,7 @@ def answering(seconds: float) -> Iterator[str]:
 )
 def test_a_server_that_is_no_use(project: Callable[..., Path], tally: Tally, fault: str, seconds: float | None) -> None:
     folder = project(IRIS)
-    for trial in range(tally.times(1, 20)):
+    for trial in range(tally.times(1, 10)):
         with tally.trial(fault):
             if seconds is None:
                 run_stage(folder, f"http://127.0.0.1:{free_port()}")
@@ -230,7 +230,7 @@ def test_a_server_that_dies_in_the_middle_and_comes_back(
 @pytest.mark.parametrize("how", ["EXCLUSIVE", "IMMEDIATE"])
 def test_a_locked_database(project: Callable[..., Path], tally: Tally, how: str) -> None:
     folder = project(IRIS)
-    for trial in range(tally.times(1, 20)):
+    for trial in range(tally.times(1, 10)):
         with tally.trial("database locked"):
             other = sqlite3.connect(folder / "mlflow.db", isolation_level=None)
             try:
@@ -258,7 +258,7 @@ def test_a_full_disk_under_the_database(project: Callable[..., Path], tally: Tal
     )
     page.execute("VACUUM")  # no room left within
     page.close()
-    for trial in range(tally.times(1, 20)):
+    for trial in range(tally.times(1, 10)):
         with tally.trial("database on a full disk"):
             done = ran(folder, with_limit)
             assert done.returncode == 0, done.stderr
@@ -270,7 +270,7 @@ def test_a_full_disk_under_the_database(project: Callable[..., Path], tally: Tal
 def test_a_spool_that_cannot_be_written(project: Callable[..., Path], tally: Tally) -> None:
     folder = project(IRIS)
     (folder / ".state").mkdir()
-    for _ in range(tally.times(1, 20)):
+    for _ in range(tally.times(1, 10)):
         with tally.trial("spool unwritable"):
             (folder / ".state/runs").unlink(missing_ok=True)
             (folder / ".state/runs").write_text("a file in its place")
@@ -283,7 +283,7 @@ def test_a_spool_that_cannot_be_written(project: Callable[..., Path], tally: Tal
 def test_a_killed_stage_run_again_is_one_run_without_gap_or_double(project: Callable[..., Path], tally: Tally) -> None:
     folder = project(IRIS)
     rng = random.Random(1)
-    for trial in range(tally.times(2, 50)):
+    for trial in range(tally.times(2, 25)):
         with tally.trial("SIGKILL of a stage that logs"):
             with stage(folder, slow=0.1) as process:
                 time.sleep(rng.uniform(0, 0.1 * EPOCHS))
@@ -320,7 +320,7 @@ def test_several_stages_at_once_on_no_database(project: Callable[..., Path], tal
 
 def test_two_that_replay_at_once(project: Callable[..., Path], tally: Tally) -> None:
     folder = project(IRIS)
-    for trial in range(tally.times(1, 20)):
+    for trial in range(tally.times(1, 10)):
         with tally.trial("two replay at once"):
             run_stage(folder, f"http://127.0.0.1:{free_port()}")
             threads = [threading.Thread(target=replay, args=(folder,)) for _ in range(2)]
@@ -334,7 +334,7 @@ def test_two_that_replay_at_once(project: Callable[..., Path], tally: Tally) -> 
 
 def test_a_kill_while_the_database_is_made_leaves_nothing_broken(tmp_path: Path, tally: Tally) -> None:
     path, rng = tmp_path / "mlflow.db", random.Random(2)
-    for _ in range(tally.times(1, 50)):
+    for _ in range(tally.times(1, 25)):
         with tally.trial("SIGKILL while the database is made"):
             process = subprocess.Popen([sys.executable, "-c", START, str(path)], env=environment(None))
             while not path.with_suffix(".new").exists():

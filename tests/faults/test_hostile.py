@@ -1,0 +1,20 @@
+"""Whatever a file of data or params.yaml holds: a prepared table and a trained network, or one line."""
+
+import pytest
+
+from tests.faults import worker
+from tests.faults.conftest import Tally
+
+PARTS = 2  # of the same size, for two processes of pytest
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize(("cases", "fault"), [("table_cases", "hostile table"), ("params_cases", "hostile params.yaml")])
+def test_anything_is_used_or_is_refused_in_one_line(cases: str, fault: str, part: int, tally: Tally) -> None:
+    n = tally.times(quick=50, torture=1000)
+    rows = worker.tried(cases, part * n, (part + 1) * n)
+    for row in rows:
+        with tally.trial(f"{fault}: a result or a line within 10 s and 1 GB"):
+            assert not row["lost"], row
+    refused = [row for row in rows if row["said"]]
+    assert n == len(rows) > len(refused) > n / 4  # both happen
