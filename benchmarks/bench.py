@@ -6,7 +6,7 @@ Every comparison is interleaved in one run on one thread; what counts are median
 import json
 import math
 import os
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -233,15 +233,20 @@ def one_size(n_rows: int, n_columns: int) -> None:
     settings = configured("made up", "y", "multiclass", **leaves).sized(n_rows)
     few = synthetic(500, n_columns, **leaves)
     ours(few, settings)  # so that what libraries take is there
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = peak_memory()
     draws = torch.Generator().manual_seed(0)
     x = torch.randn(n_rows, n_columns, generator=draws)
     data = TabularData(x, torch.empty(n_rows, 0, dtype=torch.uint8), torch.randint(3, (n_rows,), generator=draws))
     table = replace(few, splits={"train": data, "val": data.take(torch.arange(1000))})
     seconds = timed(lambda: ours(table, settings))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
     arrays = x.nbytes + data.y.nbytes
-    print(json.dumps({"seconds": seconds, "memory": peak / arrays}))
+    print(json.dumps({"seconds": seconds, "memory": (peak_memory() - before) / arrays}))
+
+
+def peak_memory() -> int:
+    """Bytes; not `ru_maxrss`, which a process has from the one that started it."""
+    (kilobytes,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return 1024 * int(kilobytes)
 
 
 def repro() -> list[Row]:

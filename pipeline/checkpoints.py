@@ -5,7 +5,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ class Checkpoints:
             for part, own in _parts(member).items()
             for key, tensor in own.items()
         }
-        state = {"format": FORMAT, "device": _device(members), "members": [_plain(member) for member in members]}
+        state = {"format": FORMAT, "of": _of(members), "members": [_plain(member) for member in members]}
         tensors["state"] = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
         content = save(tensors)
         try:
@@ -81,12 +81,14 @@ class Checkpoints:
         if not self._works or not path.exists():
             return False
         found = _read(path)
-        if found is None or found[0]["format"] != FORMAT or len(found[0]["members"]) != len(members):
+        if found is None or found[0]["format"] != FORMAT:
             print(f"{path} is damaged, and not used", flush=True)
             return False
         state, tensors = found
-        if state["device"] != _device(members):
-            return False  # whose bytes are others
+        if state["of"] != _of(members):
+            # The key is found a moment after the parameters are read, and somebody may have edited them in between.
+            print(f"{path} is of other parameters or another device, and not used", flush=True)
+            return False
         for k, (member, plain) in enumerate(zip(members, state["members"], strict=True)):
             device = next(member.network.parameters()).device
             parts: dict[str, dict[str, Tensor]] = {part: {} for part in ("weights", "memory", "best")}
@@ -111,8 +113,9 @@ def opened(root: Path, stage: str, key: str) -> Iterator[Checkpoints]:
     Old ones of other keys are removed too.
     """
     for other in (root / stage).glob("*"):
-        if other.name != key and time.time() - other.stat().st_mtime > STALE_DAYS * 86_400:
-            shutil.rmtree(other, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another experiment has just ended
+            if other.name != key and time.time() - other.stat().st_mtime > STALE_DAYS * 86_400:
+                shutil.rmtree(other, ignore_errors=True)
     folder = root / stage / key
     lock = FileLock(folder / "lock")
     try:
@@ -124,7 +127,7 @@ def opened(root: Path, stage: str, key: str) -> Iterator[Checkpoints]:
         return
     try:
         yield Checkpoints(folder)
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)  # what cannot be removed does not undo the work
     finally:
         lock.release()
 
@@ -147,5 +150,7 @@ def _plain(member: Member) -> dict[str, Any]:
     return {"history": member.history, "best_epoch": member.best_epoch, "diverged": member.diverged}
 
 
-def _device(members: Sequence[Member]) -> str:
-    return next(members[0].network.parameters()).device.type
+def _of(members: Sequence[Member]) -> list[str]:
+    """What makes two trainings on the same data the same one."""
+    device = next(members[0].network.parameters()).device.type
+    return [f"{m.seed} {device} {m.settings.model_dump_json()} {m.network}" for m in members]

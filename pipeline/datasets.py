@@ -68,10 +68,9 @@ def load_raw(domain: str = "source") -> pd.DataFrame:
 
 def read_file(source: str, options: Csv) -> pd.DataFrame:
     """A .csv, .tsv or .parquet file, also .gz, .bz2, .xz or .zip, from a path or a URL."""
+    path = source.removeprefix("file://")
     try:
-        content = _fetch(source) if "://" in source else _local(source).read_bytes()
-    except IsADirectoryError:
-        raise UserError(f"data.source {source!r} is a folder: name a file in it") from None
+        content = _fetch(source) if "://" in path else _local(path).read_bytes()
     except ValueError as error:  # such as a name with a NUL
         raise error if isinstance(error, UserError) else UserError(f"data.source {source!r} is no path") from None
     shown = without_secret(source)
@@ -92,6 +91,10 @@ def _local(source: str) -> Path:
         near = difflib.get_close_matches(path.name, [file.name for file in SOURCE_FOLDER.glob("*")], n=1)
         hint = f"; did you mean {SOURCE_FOLDER / near[0]}?" if near else f"; put the file under {SOURCE_FOLDER}/"
         raise UserError(f"data.source {source!r} does not exist{hint}")
+    if path.is_dir():
+        raise UserError(f"data.source {source!r} is a folder: name a file in it")
+    if not path.is_file():  # a device or a pipe may never end
+        raise UserError(f"data.source {source!r} is no file")
     return path
 
 
@@ -105,7 +108,7 @@ def _fetch(url: str) -> bytes:
         raise UserError(
             f"data.source {without_secret(url)} needs the variable {error.args[0]}, which is not set"
         ) from None
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # each of fsspec's file systems raises its own
         # The message of the library may repeat the URL with whatever secret stands in it; its first words do not help.
         raise UserError(f"data.source {without_secret(url)} cannot be read: {type(error).__name__}") from None
 

@@ -3,8 +3,8 @@
 import importlib
 import itertools
 import logging
+import math
 import os
-import re
 import sys
 import tempfile
 import threading
@@ -36,6 +36,8 @@ MAX_METRICS, MAX_PARAMS = 800, 100  # what MLflow takes in a call (1,000 in all)
 SECONDS_BETWEEN_WRITES, MAX_PAUSE = 1.0, 30.0  # the pause grows while the server does not answer
 PATIENCE = 3.5  # seconds that the end of a stage waits for what halts
 HALT = 0.5  # seconds without progress, after which it halts
+SERVER_SECONDS = 4.5  # that the end of a stage waits for a server, however slowly it gets on
+DATABASE_SECONDS = 20.0  # in which another process has made the database
 logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # it shows the traceback of what it raises
 logging.getLogger("alembic").setLevel(logging.ERROR)
 
@@ -80,7 +82,7 @@ def serve(tracking: Tracking, port: int) -> None:
     """
     uri = tracking_uri(tracking)
     if uri.startswith(("http://", "https://")):
-        raise UserError(f"the runs of this project are on a server: open {_without_secret(uri)}")
+        raise UserError(f"the runs of this project are on a server: open {without_secret(uri)}")
     make_own_database(tracking)
     print(f"MLflow UI: http://127.0.0.1:{port} in some 20 seconds (Ctrl-C ends it)", flush=True)
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
@@ -102,11 +104,15 @@ def make_database(path: Path) -> None:
     """A whole database or none: made under another name, behind a lock, then renamed."""
     if path.exists():
         return
-    with FileLock(path.with_suffix(".lock")):
+    with FileLock(path.with_suffix(".lock"), timeout=DATABASE_SECONDS):
         if path.exists():
             return
         temporary = path.with_suffix(".new")
         temporary.unlink(missing_ok=True)
+        for database, left in itertools.product((temporary, path), ("-journal", "-wal", "-shm")):
+            database.with_name(database.name + left).unlink(
+                missing_ok=True
+            )  # SQLite would play it back into the new one
         with _quiet():
             MlflowClient(f"sqlite:///{temporary}").search_experiments(max_results=1)
         temporary.replace(path)
@@ -131,8 +137,9 @@ class Delivery:
 
     def send(self) -> None:
         """All events that wait."""
-        self._spool.flush()
-        for kind, group in itertools.groupby(self._spool.events(self._at), key=lambda pair: pair[0]["kind"]):
+        waiting = self._spool.events(self._at)
+        self._spool.flush()  # what is sent must not be lost here, or it would be sent again under another time
+        for kind, group in itertools.groupby(waiting, key=lambda pair: pair[0]["kind"]):
             events, ends = zip(*group, strict=True)
             # Numbers are many and small, and go together.
             parts = (
@@ -170,7 +177,7 @@ class Delivery:
             case "version":
                 self._version(event)
             case "end":
-                if self._again:
+                if self._again or self._spool.doubtful:
                     self._find()
                 self._client.set_terminated(self._run, event["status"], event["time"])
             case _:
@@ -179,7 +186,7 @@ class Delivery:
     def _start(self, event: Event) -> None:
         tags = event["tags"] | {"execution": self._spool.execution}
         if not self._run:
-            self._run = self._client.create_run(self._experiment, event["time"], tags, event["name"]).info.run_id
+            self._run = self._created(event["time"], tags, event["name"])
             return
         self._client.update_run(self._run, "RUNNING")
         self._log(self._run, tags=tags)
@@ -188,11 +195,17 @@ class Delivery:
         number = event["number"]
         tags = {"stage": "search", "trial": str(number), "trial.state": event["state"], "mlflow.parentRunId": self._run}
         if number not in self._trials:
-            created = self._client.create_run(self._experiment, event["time"], tags, f"trial {number}")
-            self._trials[number] = created.info.run_id
+            self._trials[number] = self._created(event["time"], tags, f"trial {number}")
         self._log(self._trials[number], _metrics(event), event["params"])
         status = "FAILED" if event["state"] == "failed" else "FINISHED"
         self._client.set_terminated(self._trials[number], status, event["time"])
+
+    def _created(self, begun: int, tags: Mapping[str, str], name: str) -> str:
+        try:
+            return str(self._client.create_run(self._experiment, begun, dict(tags), name).info.run_id)
+        except MlflowException:
+            self._spool.doubtful = True  # a server that did not answer in time may still make it
+            raise
 
     def _log(
         self, run: str, metrics: Sequence[Metric] = (), params: Mapping[str, str] = {}, tags: Mapping[str, str] = {}
@@ -217,8 +230,8 @@ class Delivery:
             self._client.delete_logged_model(torn.model_id)
         run, tags = self._client.get_run(self._run), {"bundle.sha256": event["digest"]}
         model = self._client.create_logged_model(self._experiment, "model", self._run, tags, run.data.params)
-        with tempfile.TemporaryDirectory() as folder, self._progress.at_work():
-            with _quiet():
+        with tempfile.TemporaryDirectory() as folder:
+            with self._progress.at_work(), _quiet():
                 mlflow.pyfunc.save_model(
                     f"{folder}/model",
                     python_model=str(self._spool.path(event["pipeline"]) / "serving.py"),
@@ -232,7 +245,6 @@ class Delivery:
                         model_id=model.model_id,
                     ),
                 )
-            self._progress.made()
             self._client.log_model_artifacts(model.model_id, f"{folder}/model")
         self._client.log_outputs(self._run, [LoggedModelOutput(model.model_id, step=0)])
         return self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
@@ -264,8 +276,10 @@ class Delivery:
             self._trials = {int(number): run for number, run in trials.items()}
 
     def _only(self, which: str, of: Callable[[mlflow.entities.Run], str]) -> dict[str, str]:
+        """Of the runs that are the same, the one that holds most."""
         found: dict[str, str] = {}
-        for run in _all_runs(self._client, self._experiment, which):
+        runs = _all_runs(self._client, self._experiment, which)
+        for run in sorted(runs, key=lambda run: -len(run.data.metrics) - len(run.data.params)):
             if found.setdefault(of(run), run.info.run_id) != run.info.run_id:
                 self._client.delete_run(run.info.run_id)
         return found
@@ -310,14 +324,14 @@ def _refused(error: MlflowException) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    return _without_secret(next(iter(str(error).splitlines()), type(error).__name__))[:160]
+    return without_secret(next(iter(str(error).splitlines()), type(error).__name__))[:160]
 
 
 class Progress:
     """Since when sending has stood still."""
 
     def __init__(self) -> None:
-        self._last, self._at_work = time.monotonic(), False
+        self._last, self.is_at_work = time.monotonic(), False
 
     def made(self) -> None:
         self._last = time.monotonic()
@@ -325,16 +339,16 @@ class Progress:
     @contextmanager
     def at_work(self) -> Iterator[None]:
         """What is done here takes its time, but waits for nobody."""
-        self._at_work = True
+        self.is_at_work = True
         try:
             yield
         finally:
-            self._at_work = False
+            self.is_at_work = False
             self.made()
 
     @property
     def standing(self) -> float:
-        return 0.0 if self._at_work else time.monotonic() - self._last
+        return 0.0 if self.is_at_work else time.monotonic() - self._last
 
 
 class Writer:
@@ -355,19 +369,22 @@ class Writer:
 
     def close(self, patience: float | None = None) -> str | None:
         """Wait until everything is sent, or sending stands still; returns what to tell about what is left."""
-        patience = PATIENCE if patience is None else patience
+        ends_stage, patience = patience is None, PATIENCE if patience is None else patience
+        is_server = tracking_uri(self._tracking).startswith("http")
+        longest = SERVER_SECONDS if ends_stage and is_server else math.inf
         self._progress.made()
         self._closing.set()
-        stood, seen = 0.0, time.monotonic()
-        while self._thread.is_alive() and stood < patience:
+        stood, waited, seen = 0.0, 0.0, time.monotonic()
+        while self._thread.is_alive() and stood < patience and waited < longest:
             self._thread.join(0.05)
             before, seen = seen, time.monotonic()
+            waited += 0.0 if self._progress.is_at_work else seen - before
             # All halts count together: what gets on a little and halts again would hold a stage for long.
             stood += seen - before if self._progress.standing > HALT else 0.0
         self._given_up.set()
         if not self._thread.is_alive() and self._failure is None:
             return None
-        why = _reason(self._failure) if self._failure is not None else f"waited {patience:g} s"
+        why = _reason(self._failure) if self._failure is not None else f"waited {waited:.0f} s"
         return (
             f"{_no_answer(self._tracking)} ({why}); "
             f"{spools.n_waiting(self._root)} events wait in {SPOOLS}, sent by the next stage or python -m pipeline sync"
@@ -413,6 +430,7 @@ class Writer:
                     self._spool, self._delivery = None, None
 
     def _replay(self, client: MlflowClient) -> None:
+        """What others left. One that cannot be sent, as a file of it is lost, does not stand in the way of the rest."""
         waiting = spools.waiting(self._root)
         try:
             for spool in waiting:
@@ -420,10 +438,10 @@ class Writer:
                     return
                 try:
                     Delivery(client, spool, self._progress).send()
-                except MlflowException as error:
-                    if not _refused(error):
+                except (MlflowException, KeyError, OSError) as error:
+                    if isinstance(error, MlflowException) and not _refused(error):
                         raise
-                    print(f"tracking: MLflow refuses {spool.folder}: {_reason(error)}", flush=True)
+                    print(f"tracking: {spool.folder} cannot be sent: {_reason(error)}", flush=True)
                     continue
                 self.n_replayed += 1
                 if spool.status == "FINISHED":
@@ -431,11 +449,6 @@ class Writer:
         finally:
             for spool in waiting:
                 spool.lock.release()
-
-
-def _without_secret(text: str) -> str:
-    """Text with the user and password of any URL in it left out."""
-    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 @contextmanager

@@ -3,14 +3,15 @@
 What a check needs is imported inside it, so that half an installation is enough to hear what the other half lacks.
 """
 
-import hashlib
 import json
 import shlex
 import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 INSTALL = "python -m pip install --constraint constraints.txt"
 GIGABYTES = 1.0  # that a run may need
 SECONDS = 5.0  # that a database or a server may take
+MD5_DIGITS = 32
 
 
 @dataclass(frozen=True)
@@ -144,8 +146,10 @@ def database() -> Iterator[Finding]:
 
     uri = delivery.tracking_uri(config.load().tracking)
     if uri.startswith(("http://", "https://")):
+        parts = urllib.parse.urlsplit(uri)
+        host = parts.netloc.rpartition("@")[2]  # MLflow answers this to everybody, and urllib takes no user
         try:
-            with urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=SECONDS):
+            with urllib.request.urlopen(f"{parts.scheme}://{host}{parts.path.rstrip('/')}/health", timeout=SECONDS):
                 pass
         except urllib.error.HTTPError as error:
             yield Finding(f"{without_secret(uri)} answers {error.code} {error.reason}", "see the log of that server")
@@ -249,28 +253,37 @@ def dvc_locks() -> Iterator[Finding]:
 
 def cache() -> Iterator[Finding]:
     """DVC checks out a damaged object of its cache, and calls the result clean."""
-    repo, missing = _repo(), []
+    repo, missing, told = _repo(), [], set[Path]()
     fetch = "dvc fetch; " if repo.config["core"].get("remote") else ""
     for path, out in _outputs():
         damaged, absent = _unsound(out, out.cache)
         if damaged:
+            told |= set(damaged.values())
             said = f"{path}: {_some(damaged)} in DVC's cache is not what its name says"
             yield Finding(said, f"rm -f {' '.join(_shown(file) for file in damaged.values())}; {fetch}dvc repro")
         if absent:
             missing.append(path)
+    if others := [file for file in _damaged(repo.cache.local) if file not in told]:
+        yield Finding(
+            f"{len(others)} of the files that DVC's cache has for other commits are not what their names say",
+            f"rm -f {' '.join(map(_shown, others))}{'; dvc fetch --all-commits' if fetch else ''}",
+        )
     if missing:
         yield Finding(f"DVC's cache lacks files of {', '.join(missing)}", "dvc pull" if fetch else "dvc repro")
 
 
 def outputs() -> Iterator[Finding]:
     """Hashed anew: DVC remembers sums by time and size, and may call a file clean that is not."""
+    from pipeline import objects, versions
+
     missing = []
     for path, out in _outputs():
         here = Path(out.fs_path)
         if not here.exists():
             if not any(_unsound(out, out.cache)):  # else `cache` says it
                 missing.append(path)
-        elif (found := _sums(here)) and _total(found, here) != out.hash_info.value:
+        elif versions.content(here) != out.hash_info.value:
+            found = objects.sums(here)
             wanted = {name: oid for name, oid, _ in _objects(out, out.cache)}
             differ = sorted(name for name in {*wanted, *found} - {""} if wanted.get(name) != found.get(name))
             said = f": {', '.join(differ[:3])}{', …' if differ[3:] else ''}" if len(wanted) > 1 else ""
@@ -295,16 +308,22 @@ def remotes() -> Iterator[Finding]:
         if not Path(settings["url"]).is_dir():
             yield Finding(f"the remote {name} has no folder {settings['url']}", f"dvc push --remote {name}")
             continue
-        store = repo.cloud.get_remote_odb(name)
+        store, told = repo.cloud.get_remote_odb(name), set[Path]()
         for path, out in _outputs():
             damaged, _ = _unsound(out, store)
             if damaged:
+                told |= set(damaged.values())
                 # With the list of the folder gone too, DVC looks for each file of it.
                 files = [*damaged.values(), Path(store.oid_to_path(out.hash_info.value))]
                 yield Finding(
                     f"{path}: {_some(damaged)} in the remote {name} is not what its name says",
                     f"rm -f {' '.join(dict.fromkeys(map(_shown, files)))}; dvc push --remote {name}",
                 )
+        if others := [file for file in _damaged(store) if file not in told]:
+            yield Finding(
+                f"{len(others)} of the files that the remote {name} has for other commits are not what their names say",
+                f"rm -f {' '.join(map(_shown, others))}; dvc push --all-commits --remote {name}",
+            )
 
 
 def _repo() -> "Repo":
@@ -331,10 +350,12 @@ def _outputs() -> "list[tuple[str, Output]]":
 
 def _objects(out: "Output", store: "HashFileDB") -> list[tuple[str, str, Path]]:
     """Name, sum and place of each object of an output: "" for itself, and for a folder those of its files."""
+    from pipeline import versions
+
     oid = str(out.hash_info.value)
     path = Path(store.oid_to_path(oid))
     found = [("", oid, path)]
-    if oid.endswith(".dir") and path.exists() and _md5(path) == oid.removesuffix(".dir"):
+    if oid.endswith(".dir") and path.exists() and versions.content(path) == oid.removesuffix(".dir"):
         for entry in json.loads(path.read_bytes()):
             found.append((entry["relpath"], entry["md5"], Path(store.oid_to_path(entry["md5"]))))
     return found
@@ -342,50 +363,40 @@ def _objects(out: "Output", store: "HashFileDB") -> list[tuple[str, str, Path]]:
 
 def _unsound(out: "Output", store: "HashFileDB") -> tuple[dict[str, Path], list[str]]:
     """The objects of an output that are not what their names say, and those that are missing."""
+    from pipeline import versions
+
     damaged, absent = {}, []
     for name, oid, path in _objects(out, store):
         if not path.exists():
             absent.append(name)
-        elif _md5(path) != oid.removesuffix(".dir"):
+        elif versions.content(path) != oid.removesuffix(".dir"):
             damaged[name or "itself"] = path
     return damaged, absent
 
 
-def _sums(path: Path) -> dict[str, str]:
-    """The sum of each file of a folder, or of the one file by the name ""."""
-    if path.is_file():
-        return {"": _md5(path)}
-    return {file.relative_to(path).as_posix(): _md5(file) for file in path.rglob("*") if file.is_file()}
+def _damaged(store: "HashFileDB") -> Iterator[Path]:
+    """The objects of a cache, or of a remote that is a folder, that are not what their names say."""
+    from pipeline import versions
 
-
-def _total(sums: dict[str, str], path: Path) -> str:
-    """The sum that DVC gives an output: of a folder, that of its list."""
-    if path.is_file():
-        return sums[""]
-    listed = [{"md5": sums[name], "relpath": name} for name in sorted(sums)]
-    return hashlib.md5(json.dumps(listed, sort_keys=True).encode()).hexdigest() + ".dir"
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
+    for path in sorted(Path(store.path).glob("[0-9a-f][0-9a-f]/*")):
+        name = (path.parent.name + path.name).removesuffix(".dir")
+        if len(name) == MD5_DIGITS and versions.content(path) != name:
+            yield path
 
 
 # ------------------------------------------------------------------------------------------------ what this project keeps
 
 
 def state() -> Iterator[Finding]:
-    from pipeline import locks, spool, versions
+    from pipeline import checkpoints, locks, spool, versions
 
     running = locks.held()
     for stage, pid in running.items():
         yield Finding(f"stage {stage} is running here as process {pid}", f"wait for it, or end it: kill {pid}")
     for folder in sorted(Path(".state/checkpoints").glob("*/*/")):
-        stage = folder.parent.name
-        if stage not in running and folder.name != versions.state(stage)[2]:
-            yield Finding(
-                f"{folder} is of a {stage} with other parameters, data or code", f"rm -r {shlex.quote(str(folder))}"
-            )
+        # Younger ones may be gone on with, when the parameters are what they were.
+        if time.time() - folder.stat().st_mtime > checkpoints.STALE_DAYS * 86_400:
+            yield Finding(f"{folder} has not been gone on with for days", f"rm -r {shlex.quote(str(folder))}")
     waiting = spool.n_waiting(versions.project_root() / spool.SPOOLS)
     if waiting and not running:
         yield Finding(f"{waiting} events of stages wait to be sent to MLflow", "python -m pipeline sync")

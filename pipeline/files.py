@@ -42,7 +42,7 @@ def replacing(path: Path) -> Iterator[Path]:
                 error.filename = str(path)
             raise
         # Not the private mode that some writers choose: what a project shares, its group can read.
-        umask = os.umask(0)
+        umask = os.umask(0o077)  # asking sets it, for all threads: to what lets nobody in
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         _flush(temporary)

@@ -28,7 +28,7 @@ def only_one(stage: str) -> Iterator[None]:
     except Timeout:
         pid = path.read_text(encoding="utf-8")
         raise UserError(
-            f"stage {stage} is still running here as process {pid}: wait for it, or end it with kill {pid}"
+            f"stage {stage} is still running here as process {pid}: wait for it, or end it with kill {pid}; then dvc repro"
         ) from None
     try:
         path.write_text(str(os.getpid()), encoding="utf-8")

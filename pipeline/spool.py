@@ -10,7 +10,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 EVENTS, SENT, LOCK, FILES = "events.jsonl", "sent", "lock", "files"
 SPOOLS = Path(".state/runs")  # in the project
+LOCK_SECONDS = 3.0  # that looking for spools takes others, at most
 STALE_DAYS = 7  # after which an execution that did not finish is not gone on with
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Event = Mapping[str, Any]
@@ -32,6 +33,7 @@ class Spool:
         self.lock = FileLock(folder / LOCK, thread_local=False, blocking=False)
         self._points: set[tuple[str, int]] = set()
         self._trials: set[int] = set()
+        self.doubtful = False  # whether a server may have made a run that it did not tell of
 
     @property
     def execution(self) -> str:
@@ -112,6 +114,7 @@ class Spool:
         found, path = self.events(), self.folder / EVENTS
         whole = found[-1][1] if found else 0
         if path.stat().st_size > whole:  # else it keeps its date
+            self.sent = min(self.sent, whole)  # an event can be sent before it is on the disk
             os.truncate(path, whole)
 
     def resume(self) -> None:
@@ -123,9 +126,10 @@ class Spool:
                 self._trials.add(event["number"])
 
     def remove(self) -> None:
-        # Without its events a folder is no spool: what a kill leaves of it is removed by the next stage.
-        (self.folder / EVENTS).unlink(missing_ok=True)
-        shutil.rmtree(self.folder)
+        # Another name makes it no spool at once: what a kill, or somebody who looks for spools, leaves of it goes later.
+        gone = self.folder.with_name(f".{uuid.uuid4().hex[:12]}")
+        self.folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def begin(root: Path, stage: str, key: str) -> Spool:
@@ -135,11 +139,10 @@ def begin(root: Path, stage: str, key: str) -> Spool:
     """
     root.mkdir(parents=True, exist_ok=True)
     resumed: Spool | None = None
-    with FileLock(root / LOCK, timeout=1):
+    with FileLock(root / LOCK, timeout=LOCK_SECONDS):
         for spool in _free(root):
-            spool.cut()
             same = spool.folder.name.rpartition("-")[0] == f"{stage}-{key}"
-            if resumed is None and same and spool.status != "FINISHED" and spool.events():
+            if resumed is None and same and spool.status != "FINISHED":
                 resumed = spool
                 continue
             if spool.status is None:
@@ -164,12 +167,12 @@ def built(root: Path, stage: str, key: str) -> Iterator[Spool]:
     root.mkdir(parents=True, exist_ok=True)
     folder = root / f"{stage}-{key}-restored{key}"
     temporary = Spool(root / f".{uuid.uuid4().hex[:12]}")
-    with FileLock(root / LOCK, timeout=1):
+    with FileLock(root / LOCK, timeout=LOCK_SECONDS):
         temporary.folder.mkdir()
         temporary.lock.acquire()
     try:
         yield temporary
-        with FileLock(root / LOCK, timeout=1):
+        with FileLock(root / LOCK, timeout=LOCK_SECONDS):
             if not folder.exists():
                 temporary.folder.rename(folder)
     finally:
@@ -183,7 +186,7 @@ def waiting(root: Path) -> list[Spool]:
     if not root.is_dir():
         return []
     found = []
-    with FileLock(root / LOCK, timeout=1):
+    with FileLock(root / LOCK, timeout=LOCK_SECONDS):
         for spool in _free(root):
             if spool.status is not None and spool.n_waiting:
                 found.append(spool)
@@ -194,7 +197,11 @@ def waiting(root: Path) -> list[Spool]:
 
 def n_waiting(root: Path) -> int:
     """How many events MLflow lacks, those of living processes too."""
-    return sum(Spool(events.parent).n_waiting for events in root.glob(f"[!.]*/{EVENTS}"))
+    found = 0
+    for events in root.glob(f"[!.]*/{EVENTS}"):
+        with suppress(FileNotFoundError):  # sent just now
+            found += Spool(events.parent).n_waiting
+    return found
 
 
 def on_its_way(root: Path, stage: str, key: str) -> bool:
@@ -216,28 +223,36 @@ def close_interrupted(root: Path) -> None:
     """Close the executions whose process died as KILLED."""
     if not root.is_dir():
         return
-    with FileLock(root / LOCK, timeout=1):
+    with FileLock(root / LOCK, timeout=LOCK_SECONDS):
         for spool in _free(root):
-            spool.cut()
             if spool.status is None:
                 spool.append("end", status="KILLED")
             spool.lock.release()
 
 
 def _free(root: Path) -> Iterator[Spool]:
-    """The spools that no living process holds, locked; what is none yet, or no more, is removed."""
+    """The whole spools that no living process holds, locked; what is none yet, or no more, is removed."""
     for folder in sorted(root.iterdir()):
         if not folder.is_dir():
             continue
         spool = Spool(folder)
         try:
             spool.lock.acquire()
+            if (folder / EVENTS).exists() and not folder.name.startswith("."):
+                spool.cut()
+            begun = bool(spool.events())
         except Timeout:
             continue
-        if (folder / EVENTS).exists() and not folder.name.startswith("."):
+        except FileNotFoundError:  # removed by who had it until now
+            begun = False
+        except OSError as error:
+            print(f"tracking: {folder} is left alone: {error.strerror}", flush=True)
+            spool.lock.release()
+            continue
+        if begun and not folder.name.startswith("."):
             yield spool
-        else:
-            shutil.rmtree(folder)
+        else:  # of a process that died before it could say what its run is
+            shutil.rmtree(folder, ignore_errors=True)
             spool.lock.release()
 
 

@@ -2,10 +2,8 @@
 
 import copy
 import csv
-import hashlib
 import json
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,33 +13,13 @@ import pyarrow.parquet
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipeline import config, delivery, tracking, versions
+from pipeline import config, delivery, objects, tracking, versions
 from pipeline import spool as spools
 from pipeline.errors import UserError
 from pipeline.settings import Config, Tracking
 
 PATIENCE = 300.0  # seconds: nothing waits for a sync, and what does not answer ends it earlier
 Outputs = Mapping[str, Path]  # files by their name below an output or a dependency
-
-
-@dataclass(frozen=True)
-class Version:
-    """What is locked, and the parameters beside it: in the working tree, or in a commit."""
-
-    name: str
-    lock: Mapping[str, Any]
-    params: Mapping[str, Any]
-    tags: Mapping[str, str]
-    here: bool
-
-    def entries(self) -> Iterator[tuple[str, "Entry"]]:
-        for stage, locked in (self.lock.get("stages") or {}).items():
-            given = (locked.get("params") or {}).get("params.yaml") or {}
-            paths = {
-                part: {one["path"]: one["md5"] for one in locked.get(part, []) if "md5" in one}
-                for part in ("deps", "outs")
-            }
-            yield stage, Entry(given, paths["deps"], paths["outs"])
 
 
 @dataclass(frozen=True)
@@ -62,44 +40,35 @@ class Entry:
         return versions.stage_key({"params": self.flat, "deps": self.deps})
 
 
+@dataclass(frozen=True)
+class Version:
+    """The stages that dvc.lock has, and the parameters beside it: in the working tree, or in a commit."""
+
+    name: str
+    entries: Mapping[str, Entry]
+    params: Mapping[str, Any]
+    tags: Mapping[str, str]
+
+    @classmethod
+    def of(cls, name: str, lock: str, params: str, tags: Mapping[str, str]) -> "Version":
+        """From the text of the two files; raises `UserError` where they are torn."""
+        yaml = YAML(typ="safe", pure=True)
+        try:
+            stages, values = yaml.load(lock)["stages"], dict(yaml.load(params))
+            entries = {stage: _entry(locked) for stage, locked in stages.items()}
+        except (YAMLError, KeyError, TypeError, ValueError, AttributeError):
+            raise UserError(f"dvc.lock or params.yaml of {name} is torn: git checkout it, or run dvc repro") from None
+        return cls(name, entries, values, tags)
+
+
+def _entry(locked: Mapping[str, Any]) -> Entry:
+    given = (locked.get("params") or {}).get("params.yaml") or {}
+    deps, outs = ({one["path"]: one["md5"] for one in locked.get(part, [])} for part in ("deps", "outs"))
+    return Entry(given, deps, outs)
+
+
 class MissingError(Exception):
     """A versioned file is neither in the working tree nor in DVC's cache."""
-
-
-class Objects:
-    """Versioned files by their sum, from DVC's cache or the working tree; never one that differs from its sum."""
-
-    def __init__(self) -> None:
-        found = _output(sys.executable, "-m", "dvc", "cache", "dir")
-        self._cache = Path(found.strip() or ".dvc/cache") / "files/md5"
-
-    def files(self, path: str, md5: str) -> Outputs:
-        """The files of an output, or of a dependency that is another stage's output. Raises `MissingError`."""
-        if not md5.endswith(".dir"):
-            return {Path(path).name: self._file(Path(path), md5)}
-        listing = self._cached(md5)
-        if listing is not None:
-            names = {one["relpath"]: one["md5"] for one in json.loads(listing.read_bytes())}
-        elif Path(path).is_dir() and versions.content(Path(path)) == md5:
-            names = {name: versions.content(file) for name, file in tracking.files_of(Path(path)).items()}
-        else:
-            raise MissingError(path)
-        return {name: self._file(Path(path) / name, one) for name, one in names.items()}
-
-    def _file(self, here: Path, md5: str) -> Path:
-        cached = self._cached(md5)
-        if cached is not None:
-            return cached
-        if here.is_file() and versions.content(here) == md5:
-            return here
-        raise MissingError(here.as_posix())
-
-    def _cached(self, md5: str) -> Path | None:
-        path = self._cache / md5[:2] / md5[2:]
-        if not path.is_file():
-            return None
-        with path.open("rb") as file:
-            return path if hashlib.file_digest(file, "md5").hexdigest() == md5.removesuffix(".dir") else None
 
 
 def sync(all_commits: bool = False) -> None:
@@ -109,11 +78,11 @@ def sync(all_commits: bool = False) -> None:
     spools.close_interrupted(root)
     _send(root, settings, "sent: {} that waited")
 
-    found = [*(_commits() if all_commits else []), _working_tree()]
+    here = _working_tree()
+    current = {entry.key for entry in here.entries.values()}
     missing, built, seen = list[str](), 0, set[str]()
-    objects = Objects()
-    for version in found:
-        for stage, entry in version.entries():
+    for version in [*(_commits() if all_commits else []), here]:
+        for stage, entry in version.entries.items():
             if entry.key in seen:
                 continue
             seen.add(entry.key)
@@ -123,7 +92,7 @@ def sync(all_commits: bool = False) -> None:
                 with spools.built(root, stage, entry.key) as spool:
                     run = tracking.Run(spool)
                     run.start(stage, entry.key, settings, {**version.tags, "restored": "true"})
-                    _rebuild(run, stage, entry, version, objects)
+                    _rebuild(run, stage, entry, version, is_current=entry.key in current)
                     run.end("FINISHED")
                     if not run.works:
                         raise UserError(f"{root} cannot be written: free some space, or see who owns it")
@@ -135,12 +104,12 @@ def sync(all_commits: bool = False) -> None:
             except (KeyError, ValueError) as error:
                 print(f"{stage} of {version.name} is not as this version writes it ({error}), and left out")
     _send(root, settings, "restored: {}")
-    if not built:
-        print(f"all {len(seen)} stages that can be rebuilt have their run")
     if missing:
         remedy = "dvc fetch --all-commits (and dvc exp pull)" if all_commits else "dvc pull"
         more = ", …" if len(missing) > 3 else ""
         print(f"{len(missing)} runs lack objects ({'; '.join(missing[:3])}{more}): run {remedy}, then this again")
+    elif not built:
+        print(f"all {len(seen)} stages that can be rebuilt have their run")
 
 
 def _send(root: Path, settings: Tracking, said: str) -> None:
@@ -159,69 +128,47 @@ def _working_tree() -> Version:
     lock = Path("dvc.lock")
     if not lock.exists():
         raise UserError("dvc.lock is missing: run dvc repro")
-    return Version(
-        "the working tree",
-        _yaml("dvc.lock", lock.read_text(encoding="utf-8")),
-        _yaml("params.yaml", config.PATH.read_text(encoding="utf-8")),
-        versions.origin(),
-        here=True,
-    )
+    locked, params = (path.read_text(encoding="utf-8") for path in (lock, config.PATH))
+    return Version.of("the working tree", locked, params, versions.origin())
 
 
 def _commits() -> Iterator[Version]:
     """Each commit of a branch, a tag or a DVC experiment that changed dvc.lock, the oldest first."""
     experiments = dict[str, str]()
-    for line in _output("git", "for-each-ref", "refs/exps", "--format=%(objectname) %(refname)").splitlines():
+    for line in _git("for-each-ref", "refs/exps", "--format=%(objectname) %(refname)").splitlines():
         commit, _, name = line.partition(" ")
         # refs/exps/ab/cdef…/name; others are of DVC's own doings
         if len(name.split("/")) == 5 and len(name.split("/")[2]) == 2:
             experiments[commit] = name.rpartition("/")[2]
-    listed = _output(
-        "git",
-        "rev-list",
-        "--reverse",
-        "--topo-order",
-        "--branches",
-        "--tags",
-        "--remotes",
-        *experiments,
-        "--",
-        "dvc.lock",
-    )
-    for commit in listed.split():
-        lock, params = (_output("git", "show", f"{commit}:./{name}") for name in ("dvc.lock", "params.yaml"))
-        name = experiments.get(commit, commit[:7])
-        tags = {"git.commit": commit, "git.dirty": "false"}
+    starts = ("--branches", "--tags", "--remotes", *experiments)
+    for commit in _git("rev-list", "--reverse", "--topo-order", *starts, "--", "dvc.lock").split():
+        name, tags = commit[:7], {"git.commit": commit, "git.dirty": "false"}
         if commit in experiments:
-            tags["dvc.exp"] = experiments[commit]
-        yield Version(
-            name, _yaml(f"dvc.lock of {name}", lock), _yaml(f"params.yaml of {name}", params), tags, here=False
-        )
+            name = tags["dvc.exp"] = experiments[commit]
+        try:
+            locked, params = (_git("show", f"{commit}:./{file}") for file in ("dvc.lock", "params.yaml"))
+            yield Version.of(name, locked, params, tags)
+        except UserError as error:
+            print(f"left out: {error}")
 
 
-def _yaml(name: str, text: str) -> Mapping[str, Any]:
-    try:
-        values = YAML(typ="safe", pure=True).load(text)
-    except YAMLError:
-        raise UserError(f"{name} is not YAML: git checkout it, or run dvc repro") from None
-    return values if isinstance(values, dict) else {}
-
-
-def _output(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout if done.returncode == 0 else ""
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"git {arguments[0]} failed: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
+    return done.stdout
 
 
 # --------------------------------------------------------------------------------------------------------------- runs
 
 
-def _rebuild(run: tracking.Run, stage: str, entry: Entry, version: Version, objects: Objects) -> None:
+def _rebuild(run: tracking.Run, stage: str, entry: Entry, version: Version, is_current: bool) -> None:
     """Log what the stage logged, as far as its outputs tell."""
     name, _, model = stage.partition("@")
-    outs = {name: file for path, md5 in entry.outs.items() for name, file in objects.files(path, md5).items()}
+    outs = {name: file for path, md5 in entry.outs.items() for name, file in _files(path, md5).items()}
 
     def dep(path: str) -> Outputs:
-        return objects.files(path, entry.deps[path])
+        return _files(path, entry.deps[path])
 
     settings = _settings(version.params, entry)
     if name in ("train", "search") and settings is not None:
@@ -241,6 +188,8 @@ def _rebuild(run: tracking.Run, stage: str, entry: Entry, version: Version, obje
                 run.log_params(_json(dep(f"models/{model}")["model.json"])["params"])
             run.log_metrics(_json(outs["metrics.json"]))
             run.log_kept(outs)
+        case "finetune" if not _json(outs["transfer.json"]):
+            pass  # there was no transfer domain
         case "train" | "finetune" | "search":
             body = _json(outs["model.json"])
             run.log_epochs(_rows(outs["history.csv"]))
@@ -266,9 +215,17 @@ def _rebuild(run: tracking.Run, stage: str, entry: Entry, version: Version, obje
             run.log_metrics(_json(dep(f"reports/{chosen}")["metrics.json"]))
             run.set_tags({"model": chosen})
             # The champion is the working tree's, not that of any commit.
-            run.register_kept(entry.flat["register.name"], outs, {"model": chosen}, champion=version.here)
+            run.register_kept(entry.flat["register.name"], outs, {"model": chosen}, champion=is_current)
         case _:
             raise KeyError(f"no such stage: {stage}")
+
+
+def _files(path: str, md5: str) -> Outputs:
+    """The files of an output, or of a dependency that is another stage's output. Raises `MissingError`."""
+    files = objects.locked_files(Path(path), md5)
+    if files is None:
+        raise MissingError(path)
+    return {name or Path(path).name: file for name, file in files.items()}
 
 
 def _settings(params: Mapping[str, Any], entry: Entry) -> Config | None:

@@ -179,6 +179,9 @@ def _begin(stage: str, key: str) -> Spool | None:
 def in_force(config: Config, watched: Mapping[str, Any]) -> dict[str, Any]:
     """The watched parameters with their values, also those that a preset gives or params.yaml leaves out."""
     values = flatten(config.model_dump(mode="json", by_alias=True))
+    # As one value: columns have names that MLflow takes for no parameter's.
+    values = {name: value for name, value in values.items() if not name.startswith("data.kinds.")}
+    values["data.kinds"] = config.data.kinds
     sections = {name.rpartition(".")[0] for name in watched if "." in name}
     return {name: value for name, value in values.items() if name in watched or name.rpartition(".")[0] in sections}
 

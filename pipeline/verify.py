@@ -1,6 +1,5 @@
 """Every stage rebuilt from nothing in a temporary clone, and its outputs held against `dvc.lock`, byte for byte."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -12,7 +11,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipeline import console, versions
+from pipeline import console, objects, versions
 from pipeline.comparison import difference
 from pipeline.errors import UserError
 
@@ -77,11 +75,16 @@ def load_lock(path: Path = LOCK) -> Lock:
     try:
         stages: dict[str, Entry] = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))["stages"]
         makers = {out["path"]: stage for stage, entry in stages.items() for out in entry["outs"]}
+        whole = all(
+            entry["cmd"] and one["md5"] for entry in stages.values() for one in [*entry.get("deps", []), *entry["outs"]]
+        )
         needs = {
             stage: [makers[dep["path"]] for dep in entry.get("deps", []) if dep["path"] in makers]
             for stage, entry in stages.items()
         }
     except (YAMLError, KeyError, TypeError, AttributeError, ValueError):
+        whole = False
+    if not whole:
         raise UserError(f"{path} is torn: run git checkout {path}, then dvc repro") from None
     return {stage: stages[stage] for stage in TopologicalSorter(needs).static_order()}
 
@@ -212,10 +215,10 @@ def compare(out: Entry, folder: Path) -> tuple[int, list[tuple[str, str]]]:
     path = Path(out["path"])
     if not (folder / path).exists():
         return 0, [(str(path), "was not made")]
-    now = listing(folder / path)
+    now = objects.sums(folder / path)
     if versions.content(folder / path) == out["md5"]:
         return len(now), []
-    before = original_listing(out)
+    before = objects.locked_sums(path, out["md5"])
     if before is None:
         return len(now), [
             (str(path), f"its sum is {versions.content(folder / path)}, was {out['md5']}; no original to compare with")
@@ -226,53 +229,13 @@ def compare(out: Entry, folder: Path) -> tuple[int, list[tuple[str, str]]]:
         if name not in now or name not in before:
             lines.append((file, "was not made" if name in before else "is new"))
         elif now[name] != before[name]:
-            original = original_bytes(path / name, before[name])
+            original = objects.locked_file(path / name, before[name])
             lines.append(
                 (file, f"its sum is {now[name]}, was {before[name]}; no original to compare with")
                 if original is None
-                else (file, difference(name, original, (folder / path / name).read_bytes()))
+                else (file, difference(name, original.read_bytes(), (folder / path / name).read_bytes()))
             )
     return len(now), lines
-
-
-def listing(path: Path) -> dict[str, str]:
-    """The MD5 of each file of a folder by its name in it; of a file, under the empty name."""
-    if path.is_file():
-        return {"": versions.content(path)}
-    return {
-        file.relative_to(path).as_posix(): versions.content(file) for file in sorted(path.rglob("*")) if file.is_file()
-    }
-
-
-def original_listing(out: Entry) -> dict[str, str] | None:
-    """The sums of an output's files as they were: of the workspace if it still has them, else of the cache."""
-    path = Path(out["path"])
-    if path.exists() and versions.content(path) == out["md5"]:
-        return listing(path)
-    if not out["md5"].endswith(".dir"):
-        return {"": out["md5"]}
-    cached = _cached(out["md5"])
-    if not cached.is_file() or versions.content(cached) + ".dir" != out["md5"]:
-        return None
-    return {row["relpath"]: row["md5"] for row in json.loads(cached.read_bytes())}
-
-
-def original_bytes(path: Path, wanted: str) -> bytes | None:
-    for place in (path, _cached(wanted)):
-        if place.is_file():
-            content = place.read_bytes()
-            if hashlib.md5(content).hexdigest() == wanted:
-                return content
-    return None
-
-
-def _cached(wanted: str) -> Path:
-    return _cache_folder() / "files/md5" / wanted[:2] / wanted[2:]
-
-
-@cache
-def _cache_folder() -> Path:
-    return Path(_call(Path(), sys.executable, "-m", "dvc", "cache", "dir").strip())
 
 
 def _place_inputs(stage: str, lock: Lock, folder: Path) -> None:
@@ -282,13 +245,9 @@ def _place_inputs(stage: str, lock: Lock, folder: Path) -> None:
         path = Path(dep["path"])
         if dep["path"] not in made or (folder / path).exists():
             continue
-        sums = original_listing(dep)
-        for name, wanted in (sums or {}).items():
-            content = original_bytes(path / name, wanted)
-            if content is None:
-                sums = None
-                break
-            (folder / path / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path / name).write_bytes(content)
-        if sums is None:
+        files = objects.locked_files(path, dep["md5"])
+        if files is None:
             raise UserError(f"{path} is not here as dvc.lock has it: run dvc checkout {path}, or dvc pull {path}")
+        for name, file in files.items():
+            (folder / path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, folder / path / name)

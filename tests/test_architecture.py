@@ -61,11 +61,23 @@ EDGE = {
     "versions": {"config"},
     "delivery": {"errors", "settings", "spool", "versions"},
     "tracking": {"config", "console", "delivery", "settings", "spool", "versions"},
-    "sync": {"config", "delivery", "errors", "settings", "spool", "tracking", "versions"},
+    "objects": {"versions"},
+    "sync": {"config", "delivery", "errors", "objects", "settings", "spool", "tracking", "versions"},
     "serving": {"bundle"},
     "comparison": set(),
-    "verify": {"comparison", "console", "errors", "versions"},
-    "doctor": {"bundle", "config", "delivery", "errors", "locks", "settings", "spool", "versions"},
+    "verify": {"comparison", "console", "errors", "objects", "versions"},
+    "doctor": {
+        "bundle",
+        "checkpoints",
+        "config",
+        "delivery",
+        "errors",
+        "locks",
+        "objects",
+        "settings",
+        "spool",
+        "versions",
+    },
 }
 MAY_IMPORT = GROUND | TABLE | NETWORK | JUDGEMENT | EDGE
 STAGES = sorted(path.stem for path in (PACKAGE / "stages").glob("*.py") if path.stem != "__init__")

@@ -171,13 +171,16 @@ def test_members_that_have_begun_elsewhere_are_not_said_to_be_interrupted(tmp_pa
     assert "interrupted" not in capsys.readouterr().out
 
 
-def test_a_checkpoint_of_another_device_is_left_alone(tmp_path):
+@pytest.mark.parametrize(
+    ("was", "now"), [(" cpu ", " cuda "), ('"lr":', '"lr":1'), ("in_features=", "in_features=1"), ("ReLU", "Tanh")]
+)
+def test_a_checkpoint_of_another_device_or_other_parameters_is_left_alone(tmp_path, was, now):
     train(Checkpoints(tmp_path), members())
     path = tmp_path / "network.safetensors"
     state, tensors = checkpoints._read(path)
-    assert state["device"] == "cpu"
-    other = torch.tensor(list(json.dumps({**state, "device": "cuda"}).encode()), dtype=torch.uint8)
-    content = save({**tensors, "state": other})
+    assert all(was in line for line in state["of"])
+    state["of"] = [line.replace(was, now) for line in state["of"]]
+    content = save({**tensors, "state": torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)})
     path.write_bytes(content + hashlib.sha256(content).digest())
     fresh = members()
     Checkpoints(tmp_path).keeping("network", fresh)

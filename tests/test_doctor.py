@@ -231,8 +231,9 @@ def test_what_runs_what_waits_and_what_is_of_no_use_is_told(project: Callable[..
         folder / ".state/checkpoints/fetch" / versions.state("fetch")[2],
         folder / ".state/checkpoints/fetch/0",
     )
-    current.mkdir(parents=True)
-    stale.mkdir()
+    for path in (current, stale, folder / ".state/checkpoints/fetch/1"):
+        path.mkdir(parents=True)
+    os.utime(stale, (0, 0))
     (finding,) = found(".state")
     assert finding.remedy == "rm -r .state/checkpoints/fetch/0"
     call(folder, "bash", "-c", finding.remedy)

@@ -87,6 +87,17 @@ def test_a_damaged_end_is_cut_and_the_rest_goes_on(tmp_path: Path, torn: bytes) 
     assert again.folder == spool.folder
     again.append("run", name="train", experiment="e", tags={})
     assert kinds(again) == ["run", "metrics", "run"]
+    assert again.n_waiting == 1  # though more than there is now was sent
+
+
+def test_what_was_killed_before_it_said_anything_leaves_nothing(tmp_path: Path) -> None:
+    for content in (b"", b'{"kind": "ru', b"\0" * 100):
+        spool = spools.begin(tmp_path, "train", "key")
+        (spool.folder / EVENTS).write_bytes(content)
+        spool.lock.release()
+        spools.close_interrupted(tmp_path)
+        assert not spool.folder.exists()
+        assert spools.waiting(tmp_path) == []
 
 
 @pytest.mark.parametrize("content", ["", "x", "999999"])

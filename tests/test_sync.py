@@ -1,5 +1,6 @@
 """Runs rebuilt from what DVC versions say what the runs of the stages said."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from ruamel.yaml import YAML
 
-from pipeline import config, delivery, tracking, versions
+from pipeline import config, delivery, objects, tracking, versions
 from pipeline.errors import UserError
 from pipeline.sync import sync
 from tests.conftest import write_params
@@ -98,7 +99,7 @@ def test_a_database_that_is_gone_comes_back_from_what_dvc_has(
 
     forget(folder, database)
     to_cache(folder, "models/train")
-    sync()
+    sync(all_commits=True)  # the commit has the same stages as the working tree, whose champion is the champion
     assert "restored: 10 runs" in capsys.readouterr().out
     after = runs()
     assert set(after) == set(before)
@@ -128,8 +129,9 @@ def test_a_database_that_is_gone_comes_back_from_what_dvc_has(
     assert {run.info.run_id for run in runs().values()} == {run.info.run_id for run in after.values()}
 
 
-def test_a_version_of_a_branch_comes_back_too(
-    project: Callable[..., Path], database: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("kept", [None, "refs/tags/v1", "refs/exps/ab/cdef0123456789/ashen-wine"])
+def test_a_version_of_a_branch_a_tag_or_an_experiment_comes_back_too(
+    project: Callable[..., Path], database: Path, capsys: pytest.CaptureFixture[str], kept: str | None
 ) -> None:
     folder = project(IRIS)
     git("init", "--quiet")
@@ -145,6 +147,9 @@ def test_a_version_of_a_branch_comes_back_too(
     git("commit", "--quiet", "--all", "--message", "wine")
     commit = subprocess.run(["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
     git("checkout", "--quiet", "iris")
+    if kept is not None:
+        git("update-ref", kept, commit)
+        git("branch", "--quiet", "-D", "wine")
     run_chain("fetch")
     lock("fetch")
     forget(folder, database)
@@ -155,7 +160,8 @@ def test_a_version_of_a_branch_comes_back_too(
     (folder / ".dvc").rename(folder / "elsewhere")
     capsys.readouterr()
     sync(all_commits=True)
-    assert f"1 runs lack objects (fetch of {commit[:7]}: data/raw): run dvc fetch" in capsys.readouterr().out
+    name = "ashen-wine" if "exps" in (kept or "") else commit[:7]
+    assert f"1 runs lack objects (fetch of {name}: data/raw): run dvc fetch" in capsys.readouterr().out
     (folder / "elsewhere").rename(folder / ".dvc")
     sync(all_commits=True)
     assert "restored: 1 runs" in capsys.readouterr().out
@@ -163,6 +169,33 @@ def test_a_version_of_a_branch_comes_back_too(
     assert wine.data.params["data.source"] == "sklearn:wine"
     assert wine.data.metrics == {"table/rows": 178.0, "table/columns": 14.0}
     assert wine.data.tags["git.commit"] == commit
+    assert wine.data.tags.get("dvc.exp") == ("ashen-wine" if "exps" in (kept or "") else None)
+
+
+def test_a_commit_whose_lock_is_torn_is_left_out(
+    project: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    project(IRIS)
+    git("init", "--quiet")
+    Path("dvc.lock").write_text("<<<<<<< HEAD\n")
+    git("add", "params.yaml", "dvc.lock")
+    git("commit", "--quiet", "--message", "a conflict")
+    run_chain("fetch")
+    lock("fetch")
+    sync(all_commits=True)
+    said = capsys.readouterr().out
+    assert "left out: dvc.lock or params.yaml of " in said
+    assert "all 1 stages" in said
+
+
+def test_names_that_lead_out_of_an_output_are_not_followed(project: Callable[..., Path]) -> None:
+    folder = project(IRIS)
+    listing = json.dumps([{"md5": "0" * 32, "relpath": "../../../x"}]).encode()
+    md5 = hashlib.md5(listing).hexdigest()
+    place = folder / f".dvc/cache/files/md5/{md5[:2]}/{md5[2:]}.dir"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(listing)
+    assert objects.locked_sums(Path("data/raw"), f"{md5}.dir") is None
 
 
 def test_a_cached_object_that_differs_from_its_sum_is_not_used(
@@ -177,14 +210,14 @@ def test_a_cached_object_that_differs_from_its_sum_is_not_used(
     stage = {"deps": [], "params": {"params.yaml": {"seed": 1}}, "outs": [{"path": "data/raw", "md5": md5}]}
     Path("dvc.lock").write_text(json.dumps({"stages": {"fetch": stage}}))
     sync()
-    assert (
-        "1 runs lack objects (fetch of the working tree: data/raw/table.parquet): run dvc pull"
-        in capsys.readouterr().out
-    )
+    assert "1 runs lack objects (fetch of the working tree: data/raw): run dvc pull" in capsys.readouterr().out
     assert runs() == {}
 
 
-@pytest.mark.parametrize(("text", "says"), [(None, "run dvc repro"), ("stages: [", "dvc.lock is not YAML")])
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [(None, "run dvc repro"), ("stages: [", "of the working tree is torn"), ("stages: 3", "is torn"), ("", "is torn")],
+)
 def test_a_lock_that_is_missing_or_torn_is_named(project: Callable[..., Path], text: str | None, says: str) -> None:
     project(IRIS)
     if text is not None:

@@ -16,7 +16,7 @@ import pytest
 from ruamel.yaml import YAML
 from safetensors.numpy import load, save
 
-from pipeline import config, verify, versions
+from pipeline import config, objects, verify, versions
 from pipeline.errors import UserError
 from tests.clones import call, clone
 
@@ -45,7 +45,16 @@ def test_stages_come_before_those_that_need_them_and_can_be_named(lock: verify.L
         verify.select(lock, "trian")
 
 
-@pytest.mark.parametrize("text", ["stages:\n  train:\n    cmd: a\n", "stages: [", "", "stages: {train: {outs: 3}}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "stages:\n  train:\n    cmd: a\n",
+        "stages: [",
+        "",
+        "stages: {train: {outs: 3}}",
+        "stages:\n  train:\n    cmd: a\n    outs:\n    - path: models/train\n",
+    ],
+)
 def test_a_torn_lock_says_what_to_do(tmp_path: Path, text: str) -> None:
     (tmp_path / "dvc.lock").write_text(text)
     with pytest.raises(UserError, match="is torn: run git checkout"):
@@ -85,7 +94,7 @@ def test_an_input_that_the_lock_has_in_two_versions_is_stale(lock: verify.Lock) 
 def rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[str, str]]]:
     """`rebuilt(old=…, new=…, cached=…, kept=…)`: an output as it was in workspace or cache, beside as it is now."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(verify, "_cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(objects, "_cache_folder", lambda project: tmp_path / "cache")
 
     def write(folder: Path, contents: dict[str, bytes]) -> None:
         for name, content in contents.items():
@@ -97,7 +106,7 @@ def rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., li
     ) -> list[tuple[str, str]]:
         write(Path("models/train"), old)
         write(Path("clone/models/train"), new)
-        sums = verify.listing(Path("models/train"))
+        sums = objects.sums(Path("models/train"))
         total = versions.content(Path("models/train"))
         if cached:
             rows = json.dumps([{"md5": sums[name], "relpath": name} for name in sorted(sums)], sort_keys=True)

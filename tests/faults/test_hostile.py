@@ -9,7 +9,9 @@ PARTS = 2  # of the same size, for two processes of pytest
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-@pytest.mark.parametrize(("cases", "fault"), [("table_cases", "hostile table"), ("params_cases", "hostile params.yaml")])
+@pytest.mark.parametrize(
+    ("cases", "fault"), [("table_cases", "hostile table"), ("params_cases", "hostile params.yaml")]
+)
 def test_anything_is_used_or_is_refused_in_one_line(cases: str, fault: str, part: int, tally: Tally) -> None:
     n = tally.times(quick=50, torture=1000)
     rows = worker.tried(cases, part * n, (part + 1) * n)

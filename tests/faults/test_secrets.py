@@ -132,6 +132,8 @@ def test_no_secret_of_address_or_environment_is_written_anywhere(
             MLFLOW_TRACKING_URI=f"http://user:{SECRET}@127.0.0.1:9",
             MLFLOW_HTTP_REQUEST_MAX_RETRIES="0",
         )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "tracking: http://127.0.0.1:9 does not answer" in done.stdout
         assert SECRET not in done.stdout + done.stderr
         assert found_in(folder) == []
     with tally.trial("secret in data.source: dvc.lock, runs and output"):

@@ -20,6 +20,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline import delivery
+from pipeline.spool import Spool
 from tests.faults.conftest import TORTURE, Tally
 from tests.imports import ROOT
 
@@ -262,6 +263,7 @@ def test_a_full_disk_under_the_database(project: Callable[..., Path], tally: Tal
         with tally.trial("database on a full disk"):
             done = ran(folder, with_limit)
             assert done.returncode == 0, done.stderr
+            assert "events wait in .state/runs" in done.stdout
             assert (folder / "out.txt").read_text() == "the same bytes"
             replay(folder)
             holds_once(own(folder), trial + 1)
@@ -293,6 +295,23 @@ def test_a_killed_stage_run_again_is_one_run_without_gap_or_double(project: Call
             replay(folder)  # a busy machine may have sent none of it in time
             holds_once(own(folder), trial + 1)
             assert not list((folder / ".state/runs").glob("*/events.jsonl"))
+
+
+def test_a_journal_torn_at_its_tail_loses_nothing(project: Callable[..., Path], tally: Tally) -> None:
+    folder = project(IRIS)
+    rng = random.Random(3)
+    for trial in range(tally.times(1, 25)):
+        with tally.trial("torn tail of the journal"):
+            with stage(folder, slow=0.05) as process:
+                time.sleep(rng.uniform(0, 0.05 * EPOCHS))
+                process.kill()
+            for journal in (folder / ".state/runs").glob("*/events.jsonl"):
+                sent = Spool(journal.parent).sent  # which is on the disk
+                os.truncate(journal, max(journal.stat().st_size - rng.randrange(300), sent))
+            with stage(folder) as process:
+                assert process.wait(120) == 0
+            replay(folder)
+            holds_once(own(folder), trial + 1)
 
 
 def test_several_stages_at_once_on_no_database(project: Callable[..., Path], tally: Tally) -> None:
