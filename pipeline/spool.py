@@ -235,12 +235,12 @@ def _free(root: Path) -> Iterator[Spool]:
     for folder in sorted(root.iterdir()):
         if not folder.is_dir():
             continue
-        spool = Spool(folder)
+        spool, begun = Spool(folder), not folder.name.startswith(".")
         try:
             spool.lock.acquire()
-            if (folder / EVENTS).exists() and not folder.name.startswith("."):
+            if begun:
                 spool.cut()
-            begun = bool(spool.events())
+                begun = bool(spool.events())
         except Timeout:
             continue
         except FileNotFoundError:  # removed by who had it until now
@@ -249,7 +249,7 @@ def _free(root: Path) -> Iterator[Spool]:
             print(f"tracking: {folder} is left alone: {error.strerror}", flush=True)
             spool.lock.release()
             continue
-        if begun and not folder.name.startswith("."):
+        if begun:
             yield spool
         else:  # of a process that died before it could say what its run is
             shutil.rmtree(folder, ignore_errors=True)
