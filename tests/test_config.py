@@ -130,7 +130,7 @@ def test_config_cannot_be_changed(params):
         ("by: random}", "by: radnom}", ["data.split.by must be random, time:<column> or group:<column>", "'radnom'"]),
         ("encoding: utf-8", "encoding: utf-99", ["data.csv", "encoding", "'utf-99'"]),
         ("train: 0.8", "train: 0.7", ["data.split", "train + val + test must be 1", "0.9"]),
-        ("freeze: 1 ", "freeze: -1 ", ["finetune.freeze must", "0", "-1"]),
+        ("freeze: 0 ", "freeze: -1 ", ["finetune.freeze must", "0", "-1"]),
         ("{low: 0.0, high: 0.2}", "{low: 0.99, high: 0.85}", ["search.space.model.dropout", "low must be less"]),
         ("{low: 0.0, high: 0.2}", "{low: 0.85}", ["search.space.model.dropout", "low and high, or choices"]),
         ("{low: 1.0e-3, high: 1.0e-2", "{low: 0.0, high: 1.0", ["search.space.train.lr", "low must be greater than 0"]),
@@ -158,8 +158,11 @@ def test_every_kind_of_transfer_value_is_offered_when_a_nested_one_is_refused(pa
 @pytest.mark.parametrize(
     ("replaced", "said"),
     [
-        ([("  freeze: 1 ", "  freeze: 3 ")], ["finetune.freeze", "3 layers", "got 3"]),
-        ([("hidden: [128, 64]", "hidden: []")], ["finetune.freeze", "1 layers", "got 1"]),
+        ([("  freeze: 0 ", "  freeze: 3 ")], ["finetune.freeze", "3 layers", "got 3"]),
+        (
+            [("hidden: [128, 64]", "hidden: []"), ("  freeze: 0 ", "  freeze: 1 ")],
+            ["finetune.freeze", "1 layers", "got 1"],
+        ),
         ([("sampler: random", "sampler: grid")], ["space.train.lr", "choices or steps", "grid"]),
         ([("drop: []", "drop: [arrival]")], ["data", "target 'arrival'", "drop"]),
         ([("\ndata:\n", "\ndate:\n")], ["data"]),

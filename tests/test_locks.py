@@ -67,7 +67,8 @@ def test_the_second_is_refused_in_one_line_that_names_the_first() -> None:
         assert second.stdout == ""
         pid = first.pid
         assert second.stderr == (
-            f"error: stage train is still running here as process {pid}: wait for it, or end it with kill {pid}\n"
+            f"error: stage train is still running here as process {pid}: wait for it, or end it with kill {pid}; "
+            "then dvc repro\n"
         )
         first.terminate()
     with locks.only_one("train"):

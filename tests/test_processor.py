@@ -73,7 +73,8 @@ needs_avx2 = pytest.mark.skipif(
 def test_other_processors_would_differ_and_portable_makes_them_agree(here: Callable[[bool], None]) -> None:
     usual = sums({})
     differ = {part for other in OTHERS for part, found in sums(other).items() if found != usual[part]}
-    assert differ == set(usual)  # or what follows would show less
+    # Or what follows would show nothing. The rest differs by make: MKL hears of other instructions from Intel's alone.
+    assert differ >= {"torch's own", "numpy product"}
     here(True)
     pinned = sums({})
     assert pinned["torch's own"] == "AVX2"

@@ -150,7 +150,7 @@ def test_where_dvc_was_killed_alone_its_stage_is_waited_for(
                 errors = [line for line in said if line.startswith("error: ")]
                 assert errors == [
                     f"error: stage train is still running here as process {stage}: "
-                    f"wait for it, or end it with kill {stage}"
+                    f"wait for it, or end it with kill {stage}; then dvc repro"
                 ]
                 assert "Traceback" not in "".join(said)
                 os.kill(stage, signal.SIGCONT)
