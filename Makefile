@@ -1,5 +1,5 @@
 # make: everything, from nothing to results.  make test: the whole test suite.  make ui: the MLflow UI on this project's runs.
-# make torture: faults injected many times, and how often each was survived; about an hour.
+# make torture: faults injected many times, and how often each was survived; 45 minutes.
 # make bench, make quality: speed and accuracy beside what others do; an hour each on two cores.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)

@@ -106,7 +106,7 @@ def structure(rng: random.Random) -> str | bytes:
         [
             lambda: "".join(rng.choices(token, k=rng.randrange(200))),
             lambda: rng.randbytes(rng.randrange(5000)),
-            lambda: SHIPPED.encode(rng.choice(["utf-16", "utf-32", "utf-8-sig", "cp500", "utf-7"])),
+            lambda: SHIPPED.encode(rng.choice(["utf-16", "utf-32", "utf-8-sig", "cp500", "utf-7"]), "replace"),
             lambda: SHIPPED.replace("data", "dätä").encode("latin-1", "replace"),
             lambda: b"\x80\x04\x95" + rng.randbytes(50) + b".",
             lambda: SHIPPED + "\n" + SHIPPED,

@@ -352,8 +352,10 @@ def test_two_that_replay_at_once(project: Callable[..., Path], tally: Tally) -> 
 
 
 def test_a_kill_while_the_database_is_made_leaves_nothing_broken(tmp_path: Path, tally: Tally) -> None:
-    path, rng = tmp_path / "mlflow.db", random.Random(2)
-    for _ in range(tally.times(1, 25)):
+    rng = random.Random(2)
+    for trial in range(tally.times(1, 25)):
+        path = tmp_path / str(trial) / "mlflow.db"  # MLflow makes a database of one name once a process
+        path.parent.mkdir()
         with tally.trial("SIGKILL while the database is made"):
             process = subprocess.Popen([sys.executable, "-c", START, str(path)], env=environment(None))
             while not path.with_suffix(".new").exists():
@@ -364,4 +366,3 @@ def test_a_kill_while_the_database_is_made_leaves_nothing_broken(tmp_path: Path,
             process.wait()
             delivery.make_database(path)
             assert MlflowClient(f"sqlite:///{path}").search_experiments()
-            path.unlink()
