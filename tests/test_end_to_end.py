@@ -20,7 +20,7 @@ TASKS = [
 
 
 @pytest.mark.parametrize(("source", "task", "headline"), TASKS)
-def test_a_clone_runs_once_then_nothing_and_forced_changes_no_byte(
+def test_a_clone_runs_once_then_nothing_and_rebuilt_elsewhere_changes_no_byte(
     tmp_path: Path, source: str, task: str, headline: str
 ) -> None:
     folder = clone(tmp_path / "clone", {"data.source": source, "data.target": "target", "data.task": task})
@@ -48,7 +48,7 @@ def test_a_clone_runs_once_then_nothing_and_forced_changes_no_byte(
     assert client.get_model_version_by_alias("nycflights-arrival", "champion").version == 1
 
     if task == "binary":
-        assert call(folder, "dvc", "repro", "--force", "--no-run-cache").count("Running stage") == STAGES
+        assert f"{STAGES} of {STAGES} stages identical" in call(folder, "python", "-m", "pipeline", "verify")
         assert (folder / "dvc.lock").read_text() == lock
     if task == "multiclass":
         show_and_experiment(folder)

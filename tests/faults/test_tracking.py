@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,8 @@ from pipeline import delivery
 from pipeline.spool import Spool
 from tests.faults.conftest import TORTURE, Tally
 from tests.imports import ROOT
+from tests.test_stages import run_chain
+from tests.test_sync import forget, lock, runs
 
 IRIS = {"data.source": "sklearn:iris", "data.target": "target", "data.task": "multiclass"}
 EPOCHS, TRIALS = 30, 3
@@ -46,6 +48,7 @@ def main():
     print("end took", time.monotonic() - ended, flush=True)
 console.run(main)
 """
+SYNC = "from pipeline.sync import sync; print('running', flush=True); sync()"
 START = "import sys, time; from pipeline import delivery, tracking; delivery.make_database(__import__('pathlib').Path(sys.argv[1]))"
 
 
@@ -56,9 +59,9 @@ def environment(uri: str | None) -> dict[str, str]:
 
 
 @contextmanager
-def stage(folder: Path, uri: str | None = None, slow: float = 0.0) -> Iterator["subprocess.Popen[str]"]:
-    """A running stage, past its start."""
-    command = [sys.executable, "-c", STAGE, str(slow)]
+def running(folder: Path, code: str, *arguments: str, uri: str | None = None) -> Iterator["subprocess.Popen[str]"]:
+    """A process past its start, which it tells by a line."""
+    command = [sys.executable, "-c", code, *arguments]
     process = subprocess.Popen(
         command, cwd=folder, env=environment(uri), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -69,6 +72,10 @@ def stage(folder: Path, uri: str | None = None, slow: float = 0.0) -> Iterator["
     finally:
         process.kill()
         process.communicate()
+
+
+def stage(folder: Path, uri: str | None = None, slow: float = 0.0) -> AbstractContextManager["subprocess.Popen[str]"]:
+    return running(folder, STAGE, str(slow), uri=uri)
 
 
 def ends_well(folder: Path, process: "subprocess.Popen[str]", waits: bool = True) -> None:
@@ -215,10 +222,10 @@ def test_a_server_that_dies_in_the_middle_and_comes_back(
     for trial in range(tally.times(1, 10)):
         with tally.trial("tracking dies in the middle"):
             uri = f"http://127.0.0.1:{port}"
-            with server(home, port) as process, stage(folder, uri, slow=0.2) as running:
+            with server(home, port) as process, stage(folder, uri, slow=0.2) as logging:
                 time.sleep(rng.uniform(0, 0.2 * EPOCHS * 0.7))
                 os.killpg(process.pid, signal.SIGKILL)
-                ends_well(folder, running)
+                ends_well(folder, logging)
             # The same database, without the wait for another start.
             if not TORTURE:
                 replay(folder, own(home))
@@ -349,6 +356,45 @@ def test_two_that_replay_at_once(project: Callable[..., Path], tally: Tally) -> 
                 thread.join()
             replay(folder)
             holds_once(own(folder), trial + 1)
+
+
+def synced(folder: Path, seconds: float = 120.0) -> tuple[int, float]:
+    """Run a sync, and kill it if it takes longer than this; its status, and the seconds it took."""
+    with running(folder, SYNC) as process:
+        begun = time.monotonic()
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        return process.wait(), time.monotonic() - begun
+
+
+def test_a_sync_killed_at_any_moment_and_run_again_leaves_each_run_once(
+    project: Callable[..., Path], database: Path, tally: Tally
+) -> None:
+    folder = project(IRIS)
+    run_chain()
+    lock()
+    before = runs()
+    forget(folder, database)
+    (status, whole), rng = synced(folder), random.Random(4)
+    assert status == 0
+    for _ in range(tally.times(1, 50)):
+        with tally.trial("SIGKILL of sync"):
+            forget(folder, database)
+            while synced(folder, rng.uniform(0, whole))[0] != -signal.SIGKILL:
+                whole *= 0.9  # it was over by then, and all begins anew
+                forget(folder, database)
+            assert synced(folder)[0] == 0
+            after = runs()
+            assert after.keys() == before.keys()
+            assert all(run.info.status == "FINISHED" for run in after.values())
+            assert {name: run.data.params for name, run in after.items()} == {
+                name: run.data.params for name, run in before.items()
+            }
+            client = MlflowClient(own(folder))
+            assert [version.version for version in client.search_model_versions()] == [1]
+            assert len(client.get_metric_history(after["train"].info.run_id, "val/loss")) == 3
 
 
 def test_a_kill_while_the_database_is_made_leaves_nothing_broken(tmp_path: Path, tally: Tally) -> None:
