@@ -3,15 +3,9 @@
 import itertools
 import json
 import math
-import multiprocessing
 import os
-import signal
-import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,7 +20,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from torch import Tensor
 
-from pipeline import metrics
+from pipeline import metrics, processes
 from pipeline.checkpoints import NONE, Checkpoints
 from pipeline.config import flatten, replaced
 from pipeline.data import TabularData, generator
@@ -308,39 +302,27 @@ def headline_only(outputs: Tensor, y: Tensor, target: Target) -> dict[str, float
 def workers(work: Work, n: int | None) -> Iterator[Runner]:
     """Yield a runner that trains stacks in `n` processes of one thread each: as many as there are cores, if None.
 
-    To be entered before other threads start: the processes are forks, which share the tables with this one. With one
-    process, or on a GPU, the work is done here. What ends this process early ends them.
+    With one process, or on a GPU, the work is done here. Else see `processes.workers`.
     """
     # Not every system can say which cores are this process's own.
     n = n or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    try:
-        if n == 1 or work.train.y.is_cuda:
-            yield partial(_one_after_another, work)
-            return
-        before = set(multiprocessing.active_children())
-        with ProcessPoolExecutor(n, multiprocessing.get_context("fork"), _begin, (work, os.getpid())) as pool:
-            pool.submit(_work, [], 0).result()  # forks now
+    if n == 1 or work.train.y.is_cuda:
+        yield partial(_one_after_another, work)
+        return
+    with processes.workers(work, n, begin=partial(torch.set_num_threads, 1)) as run_all:
 
-            def run(stacks: Stacks, until: int) -> Iterator[list[Contender]]:
-                # The longest first, so that no worker is left with it alone at the end.
-                order = sorted(range(len(stacks)), key=lambda place: -_cost(stacks[place]))
-                places = {pool.submit(_work, stacks[place], until): place for place in order}
-                ended: dict[int, list[Contender]] = {}
-                due = 0
-                for future in as_completed(places):  # so that an error is raised when it comes
-                    ended[places[future]] = future.result()
-                    while due in ended:
-                        yield ended.pop(due)
-                        due += 1
+        def run(stacks: Stacks, until: int) -> Iterator[list[Contender]]:
+            # The longest first, so that no worker is left with it alone at the end.
+            order = sorted(range(len(stacks)), key=lambda place: -_cost(stacks[place]))
+            ended: dict[int, list[Contender]] = {}
+            due = 0
+            for turn, stack in run_all([(stacks[place], until) for place in order]):
+                ended[order[turn]] = stack
+                while due in ended:
+                    yield ended.pop(due)
+                    due += 1
 
-            try:
-                yield run
-            except BaseException:
-                for process in set(multiprocessing.active_children()) - before:
-                    process.kill()  # or the pool would wait until they have done all that is in the queue
-                raise
-    except BrokenProcessPool:
-        raise UserError("search: a worker process was killed; if memory was short, lower search.workers") from None
+        yield run
 
 
 def _one_after_another(work: Work, stacks: Stacks, until: int) -> Iterator[list[Contender]]:
@@ -357,28 +339,6 @@ def _one_after_another(work: Work, stacks: Stacks, until: int) -> Iterator[list[
 def _cost(stack: list[Contender]) -> float:
     model = stack[0].config.model
     return len(stack) * sum(model.hidden)
-
-
-_here: list[Work] = []  # in a worker process: what it trains on
-
-
-def _begin(work: Work, parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and kills its workers
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    torch.set_num_threads(1)
-    _here.append(work)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """A worker whose parent was killed would wait for ever."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
-def _work(stack: list[Contender], until: int) -> list[Contender]:
-    return _here[0](stack, until) if stack else []
 
 
 def distribution(space: Space, whole: bool) -> BaseDistribution:

@@ -17,6 +17,7 @@ GROUND = {
     "console": {"errors", "locks"},
     "settings": set(),
     "config": {"errors", "files", "settings"},
+    "processes": {"errors"},
     "processor": {"config", "errors"},
 }
 TABLE = {
@@ -48,7 +49,18 @@ NETWORK = {
         "training",
     },
     "finetuning": {"bundle", "data", "model", "schema", "settings", "training"},
-    "search": {"checkpoints", "config", "data", "errors", "metrics", "model", "schema", "settings", "training"},
+    "search": {
+        "checkpoints",
+        "config",
+        "data",
+        "errors",
+        "metrics",
+        "model",
+        "processes",
+        "schema",
+        "settings",
+        "training",
+    },
 }
 JUDGEMENT = {
     "figures": {"files"},

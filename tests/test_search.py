@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -501,11 +502,24 @@ class Deadly(Work):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_worker_that_is_killed_ends_the_search_in_one_line():
+class DeadlyInTheMiddle(Work):
+    """Killed when it has written half of its result."""
+
+    def __call__(self, stack, until):
+        def half(link, content):
+            os.write(link.fileno(), bytes(content)[: len(content) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        Connection._send = half
+        return stack
+
+
+@pytest.mark.parametrize("kind", [Deadly, DeadlyInTheMiddle])
+def test_a_worker_that_is_killed_ends_the_search_in_one_line(kind):
     of = samples.sample("iris")
     with (
         pytest.raises(UserError, match="a worker process was killed"),
-        workers(Deadly(of.train, of.val, of.schema), 2) as run,
+        workers(kind(of.train, of.val, of.schema), 2) as run,
     ):
         search(configured(), run)
 
