@@ -76,8 +76,8 @@ def _killed_told() -> Iterator[None]:
 
 
 def _serve(link: Link, work: Callable[..., object], begin: Callable[[], object], parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and kills its workers
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the parent is told too, and kills its workers
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     begin()
     while True:
@@ -90,7 +90,7 @@ def _serve(link: Link, work: Callable[..., object], begin: Callable[[], object],
 
 
 def _end_with(parent: int) -> None:
-    """A worker whose parent was killed would wait for ever: others hold its end of the pipe too."""
+    """A worker whose parent was killed would wait for ever: others hold its end of the pipe too, and all hold its locks."""
     while os.getppid() == parent:
-        time.sleep(1)
+        time.sleep(0.2)
     os._exit(1)

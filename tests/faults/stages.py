@@ -35,7 +35,7 @@ def started(stage: str, before: Callable[[], object] = lambda: None) -> multipro
         before()
         name, _, item = stage.partition("@")
         sys.argv = ["stage", item]
-        console.run(importlib.import_module(f"pipeline.stages.{name}").main)
+        console.run(importlib.import_module(f"pipeline.stages.{name}").main, stage)
 
     process = FORK.Process(target=work)
     process.start()
@@ -65,6 +65,21 @@ def killed(stage: str, seconds: float, number: signal.Signals = signal.SIGKILL, 
         assert process.pid is not None
         (os.killpg if group else os.kill)(process.pid, number)
     return ended(process, 30.0)
+
+
+def checkpoints_of(stage: str) -> list[Path]:
+    return list(Path(".state/checkpoints", stage).glob("*/*.safetensors"))
+
+
+def killed_at_a_checkpoint(stage: str, seconds: float = 0.0) -> None:
+    """Start `stage`, and kill it so many seconds after its first checkpoint."""
+    process = started(stage)
+    while not checkpoints_of(stage):
+        assert process.exitcode is None, "ended without a checkpoint"
+        time.sleep(0.002)
+    time.sleep(seconds)
+    process.kill()
+    assert ended(process, 30.0) == -signal.SIGKILL
 
 
 def content(folder: Path) -> dict[str, bytes]:

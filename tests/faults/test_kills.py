@@ -10,12 +10,26 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from mlflow import MlflowClient
 from ruamel.yaml import YAML
+from safetensors.numpy import load, save
 
 from pipeline import config, files
 from tests.faults.conftest import Tally
-from tests.faults.stages import OUTPUT, content, ended, finished, killed, running_here, started
+from tests.faults.stages import (
+    OUTPUT,
+    checkpoints_of,
+    content,
+    ended,
+    finished,
+    killed,
+    killed_at_a_checkpoint,
+    running_here,
+    started,
+)
+from tests.faults.test_tracking import own, replay
 from tests.test_stages import CHAIN
 
 WORK = {
@@ -31,6 +45,9 @@ WORK = {
     "search.epochs": 9,
     "search.workers": 2,
 }
+
+
+RESUMED = ("train", "finetune", "search")
 
 
 @pytest.fixture(scope="module")
@@ -52,37 +69,72 @@ def ready(project: Callable[..., Path], template: Path) -> Path:
 
 
 def again(stage: str) -> dict[str, bytes]:
+    """What the stage writes when it is run again: from the checkpoints that are there, and only from these."""
+    are_there = bool(checkpoints_of(stage))
+    Path("log.txt").write_text("")
     finished(stage)
+    assert ("interrupted after epoch" in Path("log.txt").read_text()) == are_there
+    assert not list(Path(".state/checkpoints").glob("*/*"))
     return content(OUTPUT[stage])
+
+
+def runs_are_whole(folder: Path, stage: str, n: int) -> None:
+    """MLflow has `n` runs of the stage or more, each finished, with each step and each trial once."""
+    replay(folder)
+    client = MlflowClient(own(folder))
+    experiment = client.get_experiment_by_name("nycflights")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id], max_results=50_000)
+    executions = [run for run in found if run.info.run_name == stage]
+    assert len(executions) >= n
+    for run in executions:
+        assert run.info.status == "FINISHED"
+        if stage in RESUMED:
+            steps = [point.step for point in client.get_metric_history(run.info.run_id, "val/loss")]
+            assert steps == list(range(1, len(steps) + 1))
+            assert len(steps) == len((OUTPUT[stage] / "history.csv").read_text().splitlines()) - 1
+        if stage == "search":
+            trials = [each for each in found if each.data.tags.get("mlflow.parentRunId") == run.info.run_id]
+            assert sorted(int(each.data.tags["trial"]) for each in trials) == list(range(8))
 
 
 @pytest.mark.parametrize("stage", ["prepare", "train", "finetune", "search", "register"])
 def test_a_stage_killed_at_any_moment_and_run_again_writes_the_same_bytes(ready: Path, tally: Tally, stage: str):
     whole, draws = finished(stage), random.Random(stage)
     undisturbed = content(OUTPUT[stage])
-    for _ in range(tally.times(quick=2, torture=50)):
+    times = tally.times(quick=2, torture=50)
+    for k in range(times):
         with tally.trial(f"SIGKILL of {stage}"):
+            if k == 0 and stage in RESUMED:
+                killed_at_a_checkpoint(stage)
             for _ in range(draws.choice((1, 1, 2))):  # now and then twice
                 while killed(stage, draws.uniform(0, whole)) != -signal.SIGKILL:
                     whole *= 0.9  # it was over by then, and the next one begins anew
             assert again(stage) == undisturbed
-            assert not list(Path(".state/checkpoints").glob("*/*"))
+    runs_are_whole(ready, stage, times + 1)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("name", "number", "group", "status"),
+    [
+        ("Ctrl-C to the group", signal.SIGINT, True, 130),
+        ("SIGTERM", signal.SIGTERM, False, 143),
+        ("SIGTERM to the group", signal.SIGTERM, True, 143),
+    ],
+)
 def test_a_stage_told_to_end_ends_soon_with_its_workers_and_goes_on_later(
-    ready: Path, tally: Tally, number: signal.Signals, status: int
+    ready: Path, tally: Tally, name: str, number: signal.Signals, group: bool, status: int
 ):
-    name = {signal.SIGINT: "Ctrl-C to the group", signal.SIGTERM: "SIGTERM"}[number]
     for stage in ("train", "search"):
         whole, draws = finished(stage), random.Random(stage)
         undisturbed = content(OUTPUT[stage])
         for _ in range(tally.times(quick=1, torture=15)):
             with tally.trial(f"{name} of {stage}"):
-                begun = time.monotonic()
-                moment = draws.uniform(0.2, 0.8) * whole
-                found = killed(stage, moment, number, group=number == signal.SIGINT)
-                assert found in (status, 0)
+                begun, moment = time.monotonic(), draws.uniform(0.2, 0.8) * whole
+                while (found := killed(stage, moment, number, group)) == 0:  # it was over by then
+                    whole *= 0.9
+                    begun, moment = time.monotonic(), draws.uniform(0.2, 0.8) * whole
+                assert found == status
                 assert time.monotonic() - begun < moment + 10
                 left = time.monotonic() + 3
                 while running_here(ready) and time.monotonic() < left:
@@ -141,6 +193,17 @@ def test_a_stage_killed_at_any_step_of_writing_a_file_goes_on(
             assert again("train") == undisturbed
 
 
+def anew(stage: str) -> dict[str, bytes]:
+    """What the stage writes when it is run with checkpoints beside it that are not its own."""
+    assert checkpoints_of(stage)
+    Path("log.txt").write_text("")
+    finished(stage)
+    assert "interrupted" not in Path("log.txt").read_text()
+    assert checkpoints_of(stage)  # whose params or data may come back
+    shutil.rmtree(Path(".state/checkpoints"))
+    return content(OUTPUT[stage])
+
+
 def small_files(size: int) -> Callable[[], None]:
     """Files cannot grow beyond `size` bytes: what a full disk does, where it is known."""
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
@@ -174,28 +237,29 @@ def test_a_disk_too_full_for_the_bundle_ends_in_one_line_and_leaves_nothing_torn
 
 def test_other_parameters_do_not_go_on_from_what_was_interrupted(ready: Path, tally: Tally):
     config.adopt({"train": {"lr": 0.002}})
-    whole = finished("train")
+    finished("train")
     other = content(OUTPUT["train"])
     for k in range(tally.times(quick=1, torture=20)):
         with tally.trial("resume refused when params changed"):
             config.adopt({"train": {"lr": 0.003}})
-            killed("train", whole * (0.4 + 0.02 * k))
+            killed_at_a_checkpoint("train", 0.01 * k)
             config.adopt({"train": {"lr": 0.002}})
-            assert again("train") == other
+            assert anew("train") == other
 
 
 def test_other_data_do_not_go_on_from_what_was_interrupted(ready: Path, tally: Tally):
     path = Path("data/prepared/source/train.safetensors")
-    here, changed = path.read_bytes(), path.with_name("test.safetensors").read_bytes()
+    here, table = path.read_bytes(), load(path.read_bytes())
+    changed = save(table | {"y": np.roll(table["y"], 1)})  # of the same shape: a wrong checkpoint would fit
     path.write_bytes(changed)
-    whole = finished("train")
+    finished("train")
     other = content(OUTPUT["train"])
     for k in range(tally.times(quick=1, torture=20)):
         with tally.trial("resume refused when data changed"):
             path.write_bytes(here)
-            killed("train", whole * (0.4 + 0.02 * k))
+            killed_at_a_checkpoint("train", 0.01 * k)
             path.write_bytes(changed)
-            assert again("train") == other
+            assert anew("train") == other
 
 
 def test_a_loss_that_leaves_the_numbers_ends_in_one_line_each_time(ready: Path, tally: Tally):

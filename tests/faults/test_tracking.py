@@ -379,7 +379,7 @@ def test_a_sync_killed_at_any_moment_and_run_again_leaves_each_run_once(
     forget(folder, database)
     (status, whole), rng = synced(folder), random.Random(4)
     assert status == 0
-    for _ in range(tally.times(1, 50)):
+    for _ in range(tally.times(1, 20)):
         with tally.trial("SIGKILL of sync"):
             forget(folder, database)
             while synced(folder, rng.uniform(0, whole))[0] != -signal.SIGKILL:
