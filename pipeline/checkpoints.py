@@ -21,6 +21,7 @@ FORMAT = 1
 SECONDS, SHARE = 2.0, 0.03  # between two checkpoints, at least; of the time that may go into them
 LOCK_SECONDS = 5.0  # in which the workers of a killed search have ended, and let go of its lock
 STALE_DAYS = 7
+KEYS = "[0-9a-f]" * 32  # folders with other names are somebody else's
 
 
 class Checkpoints:
@@ -112,7 +113,7 @@ def opened(root: Path, stage: str, key: str) -> Iterator[Checkpoints]:
 
     Old ones of other keys are removed too.
     """
-    for other in (root / stage).glob("*"):
+    for other in (root / stage).glob(KEYS):
         with suppress(FileNotFoundError):  # another experiment has just ended
             if other.name != key and time.time() - other.stat().st_mtime > STALE_DAYS * 86_400:
                 shutil.rmtree(other, ignore_errors=True)

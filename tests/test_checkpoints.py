@@ -138,15 +138,17 @@ def test_a_stage_that_ends_removes_its_checkpoints_and_one_that_fails_keeps_them
 
 
 def test_another_key_sees_nothing_of_it_and_removes_only_what_is_old(tmp_path, monkeypatch):
-    for key in ("old", "new"):
-        shutil.copytree(_kept(tmp_path / "made"), tmp_path / "train" / key)
     then = checkpoints.time.time() - 8 * 86_400
-    os.utime(tmp_path / "train/old", (then, then))
+    old, new, foreign = 32 * "0", 32 * "1", "mine"
+    for key in (old, new, foreign):
+        shutil.copytree(_kept(tmp_path / "made"), tmp_path / "train" / key)
+        if key != new:
+            os.utime(tmp_path / "train" / key, (then, then))
     with opened(tmp_path, "train", "other") as saved:
         fresh = members()
         saved.keeping("network", fresh)
         assert not any(member.history for member in fresh)
-    assert [path.name for path in (tmp_path / "train").iterdir()] == ["new"]
+    assert {path.name for path in (tmp_path / "train").iterdir()} == {new, foreign}
 
 
 def _kept(folder):
