@@ -40,6 +40,14 @@ OTHERS = [
     {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2", "OPENBLAS_CORETYPE": "Nehalem"},
     {"MKL_ENABLE_INSTRUCTIONS": "AVX2", "NPY_DISABLE_CPU_FEATURES": "X86_V3", "MKL_CBWR": "AVX2"},
 ]
+# The same on an Intel Xeon (Sapphire Rapids) and an AMD EPYC, with the versions of constraints.txt. NumPy's product, which no
+# stage asks for, is the same too, but on as many cores.
+PINNED = {
+    "torch product": "fbcf393ef7617d09996a2479943343e8",
+    "torch sum": "2e6642cedc1540577cd24f19aaac5ec2",
+    "numpy exp": "9565fb533f048a6ce6bd681788d0c41d",
+    "numpy order": "8bcce9ed596d98e09114588817fb2463",
+}
 
 
 def sums(environment: dict[str, str]) -> dict[str, str]:
@@ -77,7 +85,7 @@ def test_other_processors_would_differ_and_portable_makes_them_agree(here: Calla
     assert differ >= {"torch's own", "numpy product"}
     here(True)
     pinned = sums({})
-    assert pinned["torch's own"] == "AVX2"
+    assert pinned.items() >= (PINNED | {"torch's own": "AVX2"}).items()
     assert [sums(other) for other in OTHERS] == [pinned] * len(OTHERS)
 
 
