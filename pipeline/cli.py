@@ -17,13 +17,13 @@ def main() -> None:
     commands = parser.add_subparsers(required=True, metavar="command")
 
     command = commands.add_parser("predict", help="label and probabilities for the rows of a raw table")
-    command.add_argument("model", type=Path, help="a bundle, such as models/champion")
+    command.add_argument("model", type=_path, help="a bundle, such as models/champion")
     command.add_argument("table", help="a path or URL: .csv .tsv .parquet, also .gz .bz2 .xz .zip")
-    command.add_argument("-o", "--output", type=Path, required=True, help="a .parquet or .csv file")
+    command.add_argument("-o", "--output", type=_path, required=True, help="a .parquet or .csv file")
     command.set_defaults(call=lambda a: predict(a.model, a.table, a.output))
 
     command = commands.add_parser("adopt", help="write the best parameters of the search into params.yaml")
-    command.add_argument("patch", type=Path, nargs="?", default=Path("models/search/best_params.yaml"))
+    command.add_argument("patch", type=_path, nargs="?", default=Path("models/search/best_params.yaml"))
     command.set_defaults(call=lambda a: adopt(a.patch))
 
     command = commands.add_parser("show", help="what each model is worth, and where to look next")
@@ -50,6 +50,12 @@ def main() -> None:
     console.run(lambda: arguments.call(arguments))
 
 
+def _path(text: str) -> Path:
+    if "://" in text:  # not repeated: it may hold a secret
+        raise argparse.ArgumentTypeError("must be a path, not a URL")
+    return Path(text)
+
+
 def predict(model: Path, table: str, output: Path) -> None:
     """Read raw columns, write `prediction` and the probabilities, a row each and in their order."""
     if output.suffix not in (".parquet", ".csv"):
@@ -60,11 +66,11 @@ def predict(model: Path, table: str, output: Path) -> None:
 
     from pipeline import config, datasets, files, schema
     from pipeline.bundle import load_bundle
-    from pipeline.settings import Csv
+    from pipeline.settings import Csv, without_secret
 
     bundle = load_bundle(model)
     raw = datasets.read_file(table, Csv() if not config.PATH.exists() else config.load().data.csv)
-    checked = schema.check(raw, bundle.schema, table)
+    checked = schema.check(raw, bundle.schema, without_secret(table))
     for column, counts in schema.unseen(checked, bundle.schema).items():
         values = ", ".join(repr(value) for value in counts.index[:3]) + (", …" if len(counts) > 3 else "")
         print(

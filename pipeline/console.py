@@ -1,6 +1,7 @@
 """What a person sees: progress, and a mistake in one line."""
 
 import errno
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +11,8 @@ from typing import NoReturn
 from pipeline import locks
 from pipeline.errors import UserError
 
+# What torch says; it has a class for it on a GPU alone.
+_OUT_OF_MEMORY = re.compile("DefaultCPUAllocator|not enough memory|CUDA out of memory|std::bad_alloc")
 _OUTSIDE_CAUSES = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG}
 
 
@@ -28,6 +31,15 @@ def run(entry_point: Callable[[], None], stage: str | None = None) -> None:
         _fail("interrupted", status=130)
     except MemoryError as error:
         _fail(f"not enough memory: {error}", status=1)
+    except RuntimeError as error:
+        if not _OUT_OF_MEMORY.search(str(error)):
+            raise
+        asked = re.search(r"allocate ([\d.]+ \w+)", str(error))
+        _fail(
+            f"not enough memory{f' for {asked[1]}' if asked else ''}: lower model.hidden or what else makes the network"
+            " wide, model.ensemble or train.batch_size",
+            status=1,
+        )
     except OSError as error:
         if error.errno not in _OUTSIDE_CAUSES:
             raise

@@ -5,23 +5,34 @@ import re
 import typing
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import unquote
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
+# What is larger can only be a mistake, and would end in no memory, no end or no number.
+Positive = Annotated[float, Field(gt=0, le=1e9)]
+NotNegative = Annotated[float, Field(ge=0, le=1e9)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Epochs = Annotated[int, Field(ge=1, le=10**6)]
+Width = Annotated[int, Field(ge=1, le=2**16)]
+Workers = Annotated[int, Field(ge=1, le=1024)]
 Scalar = bool | int | float | str
 
 
-# Who logs in where, before the host. A key of S3 may hold a slash; a port, which ends at one, is no password.
-_USER = r"(?:[^\s'\"?#/]*@|[^\s'\"?#/@:]*:(?!\d*(?:/|$))[^\s'\"?#]*@)"
+# Who logs in where, before the host. A password may hold what ends a host elsewhere; a port is none, nor is an IPv6 address.
+_PASSWORD = r"[^\s'\"?#/@:\[]*:(?!\d*(?:[/?#]|$))"
+_USER = rf"(?:[^\s'\"?#/]*@|{_PASSWORD}[^\s'\"?#]*@|{_PASSWORD}[^\s'\"]*@)"
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
-# What in a query opens a door; a public one, such as ?raw=true or ?format=csv&gid=0, passes.
-_OPENS_A_DOOR = re.compile(r"token|key|secret|passw|pwd|sig|credential|auth|session|^(code|sas)$", re.IGNORECASE)
+# What in a query opens a door; a public one, such as ?raw=true or ?format=csv&gid=0, passes. Short words stand alone in the
+# name: ?passenger=1 is public.
+_OPENS_A_DOOR = re.compile(
+    r"token|key|secret|passw|passphrase|pwd|sig|credential|auth|session|^(code|sas)$"
+    r"|(?<![a-z])(pass|pw|jwt|bearer|access|hmac|t?otp)(?![a-z])",
+    re.IGNORECASE,
+)
 
 
 def without_secret(text: str) -> str:
@@ -35,7 +46,8 @@ def with_variables(url: str, environment: Mapping[str, str]) -> str:
 
 
 def _holds_secret(text: str) -> bool:
-    for url in text.split("::"):  # fsspec chains, such as simplecache::https://…
+    text = re.sub(r"[\s'\"]", "_", text)  # which end a URL in a text, but not in a value
+    for url in re.split(r"::(?=[\w+.-]+://)", text):  # fsspec chains, such as simplecache::https://…
         scheme, found, rest = url.partition("://")
         if not found:
             continue
@@ -62,6 +74,24 @@ def _server_without_secret(url: str) -> str:
     if _holds_secret(url):
         raise ValueError(
             "holds a secret, which dvc.lock would keep: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_URI"
+        )
+    return url
+
+
+def _in_project(url: str) -> str:
+    written = re.sub(r"[\x00-\x20]", "", url)  # which urllib overlooks
+    scheme, found, rest = written.partition(":")
+    match scheme.lower().partition("+")[0] if found else "file":
+        case "sqlite":
+            path = rest.removeprefix("///")
+        case "file":
+            path = unquote(rest if found else written)
+        case _:
+            return url  # a server
+    if path.startswith("/") or ":" in path or ".." in re.split(r"[/\\]", path):
+        raise ValueError(
+            "must be a server or stay in the project, as sqlite:///mlflow.db does:"
+            f" set the variable MLFLOW_TRACKING_URI for a database elsewhere, got {url!r}"
         )
     return url
 
@@ -183,22 +213,22 @@ class Data(Section):
 
 
 class Plr(Section):
-    frequencies: Count = 16
+    frequencies: Width = 16
     sigma: Positive = 0.1
-    width: Count = 8
+    width: Width = 8
 
 
 class Model(Section):
-    hidden: Annotated[tuple[Count, ...], Field(max_length=100)] = (128, 64)
+    hidden: Annotated[tuple[Width, ...], Field(max_length=100)] = (128, 64)
     activation: Literal["relu", "leaky_relu", "sigmoid", "tanh", "selu"] = "relu"
     slope: NotNegative = 0.01
     dropout: Probability = 0.1
     init: Literal["default", "uniform", "xavier", "kaiming", "zeros"] = "default"
     numeric: Literal["plain", "ple", "plr"] = "plain"
-    bins: Annotated[int, Field(ge=2)] = 32
+    bins: Annotated[int, Field(ge=2, le=2**16)] = 32
     plr: Plr = Plr()
     categories: Literal["onehot", "embedding"] = "onehot"
-    embedding: Count = 16
+    embedding: Width = 16
     ensemble: Annotated[int, Field(ge=1, le=1000)] | Literal["auto"] = 1
 
     @property
@@ -220,8 +250,8 @@ class Augment(Section):
 
 
 class Overfit(Section):
-    rows: Annotated[int, Field(ge=2)] = 32
-    steps: Count = 1000
+    rows: Annotated[int, Field(ge=2, le=10**9)] = 32
+    steps: Epochs = 1000
 
 
 class Train(Section):
@@ -231,7 +261,7 @@ class Train(Section):
     momentum: Probability = 0.9
     weight_decay: NotNegative = 1e-5
     batch_size: Count | Literal["auto"] = 512
-    epochs: Count | Literal["auto"] = 10
+    epochs: Epochs | Literal["auto"] = 10
     patience: Count | None = 3
     schedule: Literal["constant", "cosine", "onecycle"] = "constant"
     warmup: Probability = 0.0
@@ -270,7 +300,7 @@ class Train(Section):
 
 class Finetune(Section):
     lr: Positive = 0.003
-    epochs: Count = 10
+    epochs: Epochs = 10
     patience: Count | None = 3
     freeze: Annotated[int, Field(ge=0)] | tuple[str, ...] = 0
 
@@ -279,7 +309,7 @@ class Space(Section):
     low: float | None = None
     high: float | None = None
     log: bool = False
-    steps: Annotated[int, Field(ge=2)] | None = None
+    steps: Annotated[int, Field(ge=2, le=100_000)] | None = None
     choices: tuple[Any, ...] | None = None
 
     @model_validator(mode="after")
@@ -302,11 +332,11 @@ class Space(Section):
 
 class Search(Section):
     sampler: Literal["random", "grid", "qmc", "tpe"] = "random"
-    n_trials: Count = 32
-    epochs: Count = 3
-    rows: Annotated[int, Field(ge=2)] | None = None
-    reduction: Annotated[int, Field(ge=2)] | None = 3
-    workers: Count | None = None
+    n_trials: Annotated[int, Field(ge=1, le=100_000)] = 32
+    epochs: Epochs = 3
+    rows: Annotated[int, Field(ge=2, le=10**9)] | None = None
+    reduction: Annotated[int, Field(ge=2, le=10**9)] | None = 3
+    workers: Workers | None = None
     stack: Count | None = None
     space: dict[str, Space]
 
@@ -330,7 +360,7 @@ class Register(Section):
 
 
 class Tracking(Section):
-    uri: Annotated[str, AfterValidator(_server_without_secret)] | None = None
+    uri: Annotated[str, AfterValidator(_server_without_secret), AfterValidator(_in_project)] | None = None
     experiment: Annotated[str, Field(min_length=1)] = "default"
 
 
@@ -339,7 +369,7 @@ class Config(Section):
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: Count = 1
+    threads: Workers = 1
     portable: bool = False
     data: Data
     model: Model = Model()

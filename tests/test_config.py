@@ -138,6 +138,16 @@ def test_config_cannot_be_changed(params):
         ("train.lr: {low", "train.augment: {low", ["search.space.train.augment", "train.augment.noise"]),
         ("high: 0.2}", "high: 1.5}", ["search.space.model.dropout", "less than 1", "1.5"]),
         ("[[64], ", "[[0], ", ["search.space.model.hidden", "got 0"]),
+        ("[128, 64]       ", "[1000000, 1000000]", ["model.hidden.0 must be less than or equal to 65536, got 1000000"]),
+        ("  bins: 32", "  bins: 1000000000", ["model.bins must be less than or equal to 65536"]),
+        ("  slope: 0.01", "  slope: 1e308", ["model.slope must be less than or equal to 1000000000"]),
+        ("  lr: preset", "  lr: 1e40", ["train.lr must be less than or equal to 1000000000"]),
+        ("  epochs: preset", "  epochs: 10000000", ["train.epochs must be less than or equal to 1000000"]),
+        ("  n_trials: 32", "  n_trials: 1000000000000", ["search.n_trials must be less than or equal to 100000"]),
+        ("high: 0.2}", "high: 0.2, steps: 10000000}", ["search.space.model.dropout.steps must be less than or equal"]),
+        ("threads: 1 ", "threads: 100000 ", ["threads must be less than or equal to 1024"]),
+        ("{rows: 32, steps", "{rows: 10000000000, steps", ["train.overfit.rows must be less than or equal"]),
+        ("  workers: null", "  workers: 5000", ["search.workers must be less than or equal to 1024"]),
         ("metric: val.accuracy", "metric: val.acuracy", ["register.metric", "val.accuracy", "'val.acuracy'"]),
         ("values: [LGA]", "values: [[1]]", ["data.transfer.values.0", "got [1]"]),
     ],
@@ -180,6 +190,48 @@ def test_parts_that_disagree_are_refused(params, replaced, said):
     message = refusal(params(*replaced))
     for words in said:
         assert words in message, message
+
+
+@pytest.mark.parametrize("name", ["frequencies", "width"])
+def test_the_parts_of_plr_have_an_upper_bound(params, name):
+    path = params(("  bins: 32", f"  plr: {{{name}: 1000000}}\n  bins: 32"))
+    assert f"model.plr.{name} must be less than or equal to 65536" in refusal(path)
+
+
+def test_an_embedding_has_an_upper_bound(params):
+    path = params(("  bins: 32", "  embedding: 1000000\n  bins: 32"))
+    assert "model.embedding must be less than or equal to 65536" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "sqlite:///../outside.db",
+        "sqlite:////tmp/outside.db",
+        "sqlite+pysqlite:///runs/../../outside.db",
+        " SQLite:////tmp/outside.db",
+        "sqlite:///file:/tmp/outside.db?uri=true",
+        "file:///tmp/runs",
+        "file:../runs",
+        "file:%2e%2e/runs",
+        "/tmp/runs",
+        "../runs",
+        "runs/../../runs",
+    ],
+)
+def test_runs_cannot_be_sent_outside_of_the_project_by_a_parameter(params, uri):
+    message = refusal(params(("{uri: null,", f"{{uri: {json.dumps(uri)},")))
+    assert "tracking.uri" in message
+    assert "set the variable MLFLOW_TRACKING_URI" in message
+    assert repr(uri) in message
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["sqlite:///mlflow2.db", "sqlite:///runs/a..b.db", "file:runs", "./mlruns", "http://127.0.0.1:5000", "postgresql://host/../db"],
+)  # fmt: skip
+def test_runs_go_to_a_server_or_a_database_of_the_project(params, uri):
+    assert config.load(params(("{uri: null,", f"{{uri: {json.dumps(uri)},"))).tracking.uri == uri
 
 
 def test_grid_takes_steps_and_choices(params):

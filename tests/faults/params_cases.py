@@ -2,10 +2,20 @@
 
 import random
 import string
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipeline import config
+import numpy as np
+import pandas as pd
+import torch
+
+from pipeline import config, finetuning, training
+from pipeline.bundle import Bundle
+from pipeline.errors import UserError
+from pipeline.settings import Config, is_whole
+from tests import samples
 from tests.imports import ROOT
 
 SHIPPED = (ROOT / "params.yaml").read_text(encoding="utf-8")
@@ -68,6 +78,40 @@ def inner_value(rng: random.Random) -> str:
     return config.dump_yaml(tree)
 
 
+PLAIN = samples.configuration().model_dump(mode="json", exclude={"search": {"space"}, "register_": True})
+NUMBERS = [
+    *(name for name, value in config.flatten(PLAIN).items() if type(value) in (int, float)),
+    *["model.hidden"] * 3, "train.clip", "search.rows", "search.workers", "search.stack",
+]  # fmt: skip
+
+
+def size(rng: random.Random) -> str:
+    """Sizes, rates and counts from none to absurd, for the kinds of network that heed them."""
+    tree = config.read_yaml(ROOT / "params.yaml")
+    values = {
+        "model.numeric": rng.choice(["plain", "ple", "plr"]),
+        "model.categories": rng.choice(["onehot", "embedding"]),
+        "model.init": rng.choice(["default", "kaiming"]),
+        "model.activation": rng.choice(["relu", "leaky_relu"]),
+        "train.optimizer": rng.choice(["preset", "sgd", "adam"]),
+        "train.schedule": rng.choice(["preset", "constant", "cosine"]),
+    }
+    for name in rng.choices(NUMBERS, k=rng.choice([1, 1, 2, 3])):
+        absurd = rng.choice([0, 2**16, 2**31, 2**63 - 1, 2**63, 10**30])
+        value = rng.choice([absurd, 10 ** rng.randrange(13), rng.randrange(1, 500), rng.randrange(1, 20)])
+        if not is_whole(name):
+            edges = [0.5, 0.999999, 1 - 2**-53, 1e-320, 1e-45, 1e38, 3.5e38, 1e155, 1e308]
+            value = rng.choice([value, 10.0 ** rng.randrange(-50, 50), rng.choice(edges)])
+        values[name] = [value] * rng.choice([1, 2, 2, 100]) if name == "model.hidden" else value
+    for name, value in values.items():
+        *sections, key = name.split(".")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[key] = value
+    return config.dump_yaml(tree)
+
+
 def damaged(rng: random.Random) -> bytes:
     content = bytearray(SHIPPED.encode())
     for _ in range(rng.choice([1, 3, 30, 1000])):
@@ -124,15 +168,54 @@ def structure(rng: random.Random) -> str | bytes:
     )()
 
 
+@cache
+def flights() -> pd.DataFrame:
+    """A few rows with columns that the shipped file names."""
+    rng = np.random.default_rng(0)
+    delay, carrier = rng.normal(size=150), rng.choice(["AA", "UA", "B6"], 150)
+    return pd.DataFrame(
+        {
+            "dep_delay": np.where(rng.random(150) < 0.1, np.nan, delay),
+            "distance": rng.normal(1000, 300, 150),
+            "carrier": carrier,
+            "origin": rng.choice(["EWR", "JFK", "LGA"], 150),
+            "month": rng.integers(1, 13, 150),
+            "arrival": np.where(delay > 0.5, "late", np.where(carrier == "AA", "early", "on_time")),
+        }
+    )
+
+
+def trained(settings: Config) -> None:
+    """A table prepared, the networks trained for two steps, and used: as the stages do it."""
+    sample = samples.make(flights(), settings.data, settings.seed)
+    settings = settings.sized(len(sample.train))
+    rows = sample.train.take(torch.arange(min(len(sample.train), 2 * settings.train.rows_a_step)))
+    members = training.new_members(settings, sample.train, sample.schema)
+    quick = settings.train.model_copy(
+        update={"overfit": settings.train.overfit and settings.train.overfit.model_copy(update={"steps": 2})}
+    )
+    with suppress(UserError):  # two steps are too few to learn by heart
+        training.overfit_check(members[0].network, rows, quick, sample.target, seed=settings.seed)
+    training.fit(members, rows, sample.val, sample.target, on_epoch=lambda row: True)
+    networks = tuple(member.fitted for member in members)
+    bundle = Bundle(networks, settings.model, sample.schema, sample.target, sample.preprocessor, {})
+    if settings.train.calibration:
+        bundle = bundle.calibrated(sample.val)
+    assert len(bundle.predict(flights())) == len(flights())
+    tuned = finetuning.members(bundle, sample.target, settings, torch.device("cpu"))
+    training.fit(tuned, rows, sample.val, sample.target, on_epoch=lambda row: True)
+
+
 def case(number: int, folder: Path) -> None:
     rng = random.Random(f"params {number}")
-    made = rng.choice([one_value, one_value, one_value, inner_value, inner_value, damaged, structure, laughs])(rng)
+    kinds = [one_value, one_value, one_value, inner_value, inner_value, size, size, size, damaged, structure, laughs]
+    made = rng.choice(kinds)(rng)
     path, payload = folder / "params.yaml", folder / "payload"
     content = (
         made if isinstance(made, bytes) else made.replace("{payload}", str(payload)).encode("utf-8", "surrogatepass")
     )
     path.write_bytes(content)
     try:
-        config.load(path)
+        trained(config.load(path))
     finally:
         assert not payload.exists(), "code in the file was run"

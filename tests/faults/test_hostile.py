@@ -1,4 +1,7 @@
-"""Whatever a file of data or params.yaml holds: a prepared table and a trained network, or one line."""
+"""Whatever a file of data or params.yaml holds: a prepared table and a trained network, or one line.
+
+Of the tables that can be used every fourth is trained on; each params.yaml that is accepted trains on a small table.
+"""
 
 import pytest
 
@@ -16,7 +19,9 @@ def test_anything_is_used_or_is_refused_in_one_line(cases: str, fault: str, part
     n = tally.times(quick=50, torture=1000)
     rows = worker.tried(cases, part * n, (part + 1) * n)
     for row in rows:
-        with tally.trial(f"{fault}: a result or a line within 10 s and 1 GB"):
+        with tally.trial(f"{fault}: a result or a line within 10 s of CPU and 1 GB"):
             assert not row["lost"], row
+            # A network may be asked for that no memory holds; nothing in a table excuses that.
+            assert cases == "params_cases" or "not enough memory" not in row["said"], row
     refused = [row for row in rows if row["said"]]
     assert n == len(rows) > len(refused) > n / 4  # both happen

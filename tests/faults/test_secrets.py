@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import config, datasets
+from pipeline import cli, config, datasets
+from pipeline.bundle import save_bundle
 from pipeline.errors import UserError
 from pipeline.settings import Csv
 from tests import clones, samples
@@ -30,7 +31,22 @@ WITH_SECRET = [
     "https://host/t.csv#access_token={}",
     "https://host/t.csv?token=${{TOKEN}}{}",
     "postgresql://user:{}@host/db",
+    "https://host/t.csv?user=a&pass={}",
+    "https://host/t.csv?user_pass={}",
+    "https://host/t.csv?passphrase={}",
+    "https://host/t.csv?pw={}",
+    "https://host/t.csv?jwt={}",
+    "https://host/t.csv?bearer={}",
+    "https://host/t.csv?Access={}",
+    "https://host/t.csv?hmac={}",
+    "https://host/t.csv?otp={}",
+    "https://host/t.csv#x=1;totp={}",
+    "https://user:pa?{}@host/t.csv",
+    "https://user:pa#{}@host/t.csv",
+    "https://user:pa/?#{}@host/t.csv?x=1",
+    "https://user:a::{}@host/t.csv",
 ]
+IN_NO_TEXT = ["https://user:a {}@host/t.csv", "https://user:a'{}@host/t.csv"]  # where a blank or a quote ends a URL
 PUBLIC = [
     "https://host/t.csv?raw=true",
     "https://host/t?format=csv&gid=0#gid=0",
@@ -40,7 +56,11 @@ PUBLIC = [
     "s3://bucket/a@b.csv",
     "https://host/t.csv?token=${TOKEN}",
     "https://${USER}:${TOKEN}@host/t.csv",
-    "sqlite:////tmp/mlflow.db",
+    "https://host/t.csv?passenger=1&accessible=true&raw=true&page=2&compass=n&bypass=1&desktop=1",
+    "https://host:8080?mail=a@b",
+    "https://host/t.csv?mail=a@b",
+    "http://[::1]:5000/t.csv?mail=a@b",
+    "sqlite:///mlflow2.db",
     "http://127.0.0.1:5000",
 ]
 
@@ -49,7 +69,7 @@ PUBLIC = [
 def test_an_address_with_a_secret_is_refused_and_not_repeated(
     project: Callable[..., Path], name: str, tally: Tally
 ) -> None:
-    for address in (pattern.format(SECRET) for pattern in WITH_SECRET):
+    for address in (pattern.format(SECRET) for pattern in WITH_SECRET + IN_NO_TEXT):
         with tally.trial("secret in an address of params.yaml"):
             folder = project({name: {"source": address} if name == "data.transfer" else address})
             with pytest.raises(UserError, match="holds a secret") as caught:
@@ -72,6 +92,54 @@ def test_an_address_in_the_wrong_place_is_shown_without_its_secret(project: Call
                 with pytest.raises(UserError) as caught:
                     config.load(project({name: value}) / "params.yaml")
                 assert SECRET not in str(caught.value)
+
+
+def test_predict_shows_an_address_without_its_secret(
+    server: tuple[str, dict[str, bytes]],  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tally: Tally,
+) -> None:
+    host, answers = server
+    monkeypatch.chdir(tmp_path)
+    save_bundle(Path("model"), samples.bundle(samples.sample("iris")), [])
+    for name, content in {
+        "lacks": "a\n1\n",
+        "word": samples.sample("iris").raw.astype(str).replace("0.2", "x").to_csv(index=False),
+        "ragged": "a,b\n1\n",
+        "empty": "",
+    }.items():
+        answers[f"/{name}.csv"] = content.encode()
+        with tally.trial("secret in an address given to predict"):
+            address = f"http://user:{SECRET}@{host}/{name}.csv?token={SECRET}"
+            monkeypatch.setattr(sys, "argv", ["pipeline", "predict", "model", address, "-o", "o.csv"])
+            with pytest.raises(SystemExit):
+                cli.main()
+            shown = capsys.readouterr()
+            assert f"http://{host}/{name}.csv" in shown.err
+            assert SECRET not in shown.out + shown.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["predict", "{}", "t.csv", "-o", "o.csv"],
+        ["predict", "model", "t.csv", "-o", "{}"],
+        ["adopt", "{}"],
+    ],
+)
+def test_an_address_where_a_path_belongs_is_refused_and_not_repeated(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tally: Tally
+) -> None:
+    address = f"s3://key:{SECRET}@bucket/o.csv"
+    with tally.trial("secret in an address given for a path"):
+        monkeypatch.setattr(sys, "argv", ["pipeline", *(part.format(address) for part in arguments)])
+        with pytest.raises(SystemExit):
+            cli.main()
+        shown = capsys.readouterr()
+        assert "must be a path, not a URL" in shown.err
+        assert SECRET not in shown.out + shown.err
 
 
 def test_a_variable_in_an_address_is_read_where_it_is_used_alone(
