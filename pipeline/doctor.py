@@ -3,6 +3,7 @@
 What a check needs is imported inside it, so that half an installation is enough to hear what the other half lacks.
 """
 
+import itertools
 import json
 import shlex
 import shutil
@@ -26,9 +27,10 @@ if TYPE_CHECKING:
     from dvc_data.hashfile.db import HashFileDB
 
 INSTALL = "python -m pip install --constraint constraints.txt"
+LISTING = "its listing"  # of names or sums that DVC never writes
 GIGABYTES = 1.0  # that a run may need
 SECONDS = 5.0  # that a database or a server may take
-MD5_DIGITS = 32
+BROKEN = Path(".state/broken")  # where a remedy puts what may be the only copy
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ def database() -> Iterator[Finding]:
 def _sqlite(path: Path, uri: str) -> Iterator[Finding]:
     from mlflow.store.db.utils import _get_latest_schema_revision
 
-    aside = f"mv {shlex.quote(str(path))} {shlex.quote(f'{path}.broken')} && python -m pipeline sync"
+    aside = f"mv {shlex.quote(str(path))} {_free(Path(f'{path}.broken'))} && python -m pipeline sync --all-commits"
     try:
         connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=SECONDS)
         try:
@@ -203,6 +205,8 @@ def dvc_files() -> Iterator[Finding]:
     from dvc.dvcfile import Lockfile
     from dvc.exceptions import DvcException
 
+    from pipeline import objects
+
     if not Path("dvc.lock").exists():
         yield Finding("dvc.lock is missing: nothing has been built", "dvc repro")
         return
@@ -221,6 +225,10 @@ def dvc_files() -> Iterator[Finding]:
     # The number of files is the last that DVC writes about a folder.
     if torn := [name for name, out in outs if out.hash_info and out.hash_info.isdir and not out.meta.nfiles]:
         yield Finding(f"dvc.lock is torn: it does not have all about the output of {torn[0]}", f"{undo} && dvc repro")
+    for _, out in outs:
+        if out.hash_info and out.use_cache and not objects.is_sum(out.hash_info.value):
+            said = f"the sum of {out.def_path} is {out.hash_info.value!r}, which DVC never writes"
+            yield Finding(f"dvc.lock is torn: {said}", f"{undo} && dvc repro")
 
 
 def dvc_locks() -> Iterator[Finding]:
@@ -231,37 +239,62 @@ def dvc_locks() -> Iterator[Finding]:
 
     repo = _repo()
     path = Path(str(repo.tmp_dir)) / RWLOCK_FILE
-    remedy = f"rm {_shown(path)}"
+    elsewhere = "in a shared folder, see first that no dvc runs on the other machines"
+    running = [pid for pid in psutil.pids() if _runs_dvc(pid, Path(repo.root_dir).resolve())]
     if path.exists():
         try:
             entries = SCHEMA(json.loads(path.read_bytes()))
         except (ValueError, Invalid):
-            yield Finding(f"{_shown(path)} is torn, and DVC refuses to run", remedy)
+            if running:  # it may be writing it
+                yield Finding(f"{_shown(path)} is torn", f"wait for process {running[0]}, a dvc, then look again")
+            else:
+                yield Finding(f"{_shown(path)} is torn, and DVC refuses to run; {elsewhere}", f"rm {_shown(path)}")
         else:
             readers = [reader for some in entries["read"].values() for reader in some]
-            for pid in sorted({entry["pid"] for entry in [*entries["write"].values(), *readers]}):
-                if psutil.pid_exists(pid) and "dvc" not in " ".join(psutil.Process(pid).cmdline()):
-                    yield Finding(f"{_shown(path)} names process {pid}, which is not DVC's", remedy)
-    if not repo.config["core"].get("hardlink_lock"):
+            pids = sorted({entry["pid"] for entry in [*entries["write"].values(), *readers]})
+            # DVC drops those that have ended itself. One that still runs would lose its lock with the file.
+            if (others := [pid for pid in pids if psutil.pid_exists(pid)]) and not any(map(_runs_dvc, others)):
+                said = f"{_shown(path)} names process {others[0]}, which is not DVC's here"
+                yield Finding(f"{said}; {elsewhere}", f"rm {_shown(path)}")
+    if running or not repo.config["core"].get("hardlink_lock"):
         return
-    for lock in (path.with_name("lock"), path.with_name(RWLOCK_LOCK)):  # here the file locks, and names host|pid|number
+    for lock in (path.with_name("lock"), path.with_name(RWLOCK_LOCK)):  # here the file locks, and names nobody
         if lock.exists():
-            pid = lock.read_text(encoding="utf-8", errors="replace").split("|")[-2:-1]
-            if not pid or not pid[0].isdigit() or not psutil.pid_exists(int(pid[0])):
-                yield Finding(f"{_shown(lock)} was left by a dvc that has ended", f"rm {_shown(lock)}")
+            yield Finding(f"{_shown(lock)} was left by a dvc that has ended; {elsewhere}", f"rm {_shown(lock)}")
+
+
+def _runs_dvc(pid: int, root: Path | None = None) -> bool:
+    """Whether a process of this machine runs DVC, in `root` if one is given; also if it does not tell."""
+    import psutil
+
+    named = root is None
+    try:
+        process = psutil.Process(pid)
+        ends = [Path(part).parts[-2:] for part in process.cmdline()]
+        named = any(end[-1:] == ("dvc",) or end == ("dvc", "__main__.py") for end in ends)
+        return named and (root is None or Path(process.cwd()).is_relative_to(root))
+    except psutil.AccessDenied:
+        return named
+    except psutil.Error:  # it has ended
+        return False
 
 
 def cache() -> Iterator[Finding]:
     """DVC checks out a damaged object of its cache, and calls the result clean."""
     repo, missing, told = _repo(), [], set[Path]()
-    fetch = "dvc fetch; " if repo.config["core"].get("remote") else ""
+    fetch = "dvc fetch" if repo.config["core"].get("remote") else ""
     for path, out in _outputs():
         damaged, absent = _unsound(out, out.cache)
+        # Then `outputs` moves it aside, before dvc repro would remove it.
+        kept = bool(damaged or absent) and _differs(path, out)
         if damaged:
             told |= set(damaged.values())
-            said = f"{path}: {_some(damaged)} in DVC's cache is not what its name says"
-            yield Finding(said, f"rm -f {' '.join(_shown(file) for file in damaged.values())}; {fetch}dvc repro")
-        if absent:
+            remedy = f"rm -f {' '.join(map(_shown, damaged.values()))}"
+            # From a remote the listing would come back as it was.
+            remedy += f"; {fetch}" if fetch and LISTING not in damaged else ""
+            remedy += "" if kept else "; dvc repro"
+            yield Finding(f"{path}: {_some(damaged)} in DVC's cache is damaged", remedy)
+        if absent and not kept:
             missing.append(path)
     if others := [file for file in _damaged(repo.cache.local) if file not in told]:
         yield Finding(
@@ -274,7 +307,7 @@ def cache() -> Iterator[Finding]:
 
 def outputs() -> Iterator[Finding]:
     """Hashed anew: DVC remembers sums by time and size, and may call a file clean that is not."""
-    from pipeline import objects, versions
+    from pipeline import objects
 
     missing = []
     for path, out in _outputs():
@@ -282,14 +315,14 @@ def outputs() -> Iterator[Finding]:
         if not here.exists():
             if not any(_unsound(out, out.cache)):  # else `cache` says it
                 missing.append(path)
-        elif versions.content(here) != out.hash_info.value:
+        elif _differs(path, out):
             found = objects.sums(here)
             wanted = {name: oid for name, oid, _ in _objects(out, out.cache)}
             differ = sorted(name for name in {*wanted, *found} - {""} if wanted.get(name) != found.get(name))
             said = f": {', '.join(differ[:3])}{', …' if differ[3:] else ''}" if len(wanted) > 1 else ""
             yield Finding(
                 f"{path} is not what dvc.lock says, changed by hand or stale (dvc status){said}",
-                f"rm -r {shlex.quote(path)} && dvc checkout {shlex.quote(path)}",
+                _anew(path, out),
             )
     if missing:
         paths = " ".join(shlex.quote(path) for path in missing)
@@ -316,7 +349,7 @@ def remotes() -> Iterator[Finding]:
                 # With the list of the folder gone too, DVC looks for each file of it.
                 files = [*damaged.values(), Path(store.oid_to_path(out.hash_info.value))]
                 yield Finding(
-                    f"{path}: {_some(damaged)} in the remote {name} is not what its name says",
+                    f"{path}: {_some(damaged)} in the remote {name} is damaged",
                     f"rm -f {' '.join(dict.fromkeys(map(_shown, files)))}; dvc push --remote {name}",
                 )
         if others := [file for file in _damaged(store) if file not in told]:
@@ -337,33 +370,53 @@ def _stages() -> "dict[str, list[Output]]":
 
 
 def _outputs() -> "list[tuple[str, Output]]":
-    """What dvc.lock has a sum for, by path; nothing if it is torn, which `dvc_files` says."""
+    """What dvc.lock has a sum for, by path; not what is torn, which `dvc_files` says."""
     from dvc.exceptions import DvcException
+
+    from pipeline import objects
 
     try:
         stages = _stages()
     except DvcException:
         return []
     found = {out.def_path: out for outs in stages.values() for out in outs if out.hash_info and out.use_cache}
-    return sorted(found.items())
+    return sorted((path, out) for path, out in found.items() if objects.is_sum(out.hash_info.value))
+
+
+def _differs(path: str, out: "Output") -> bool:
+    """Whether an output is here, and is not what dvc.lock says."""
+    from pipeline import versions
+
+    return Path(path).exists() and versions.content(Path(path)) != out.hash_info.value
+
+
+def _anew(path: str, out: "Output | None") -> str:
+    """The commands that put an output in the place of what is there: from the cache if that has it whole, else rebuilt."""
+    here = shlex.quote(path)
+    if out is not None and not any(_unsound(out, out.cache)):
+        return f"rm -r {here} && dvc checkout {here}"
+    return f"mkdir -p {BROKEN} && mv {here} {_free(BROKEN / path.replace('/', '-'))} && dvc repro"
+
+
+def _free(path: Path) -> str:
+    """A name for what is moved aside, so that nothing is written over."""
+    tries = itertools.chain([path], (Path(f"{path}.{n}") for n in itertools.count(2)))
+    return shlex.quote(str(next(file for file in tries if not file.exists())))
 
 
 def _objects(out: "Output", store: "HashFileDB") -> list[tuple[str, str, Path]]:
     """Name, sum and place of each object of an output: "" for itself, and for a folder those of its files."""
-    from pipeline import versions
+    from pipeline import objects
 
     oid = str(out.hash_info.value)
     path = Path(store.oid_to_path(oid))
-    found = [("", oid, path)]
-    if oid.endswith(".dir") and path.exists() and versions.content(path) == oid.removesuffix(".dir"):
-        for entry in json.loads(path.read_bytes()):
-            found.append((entry["relpath"], entry["md5"], Path(store.oid_to_path(entry["md5"]))))
-    return found
+    listed = (objects.listed(path, oid) or {}) if oid.endswith(".dir") else {}
+    return [("", oid, path), *((name, md5, Path(store.oid_to_path(md5))) for name, md5 in listed.items())]
 
 
 def _unsound(out: "Output", store: "HashFileDB") -> tuple[dict[str, Path], list[str]]:
-    """The objects of an output that are not what their names say, and those that are missing."""
-    from pipeline import versions
+    """The objects of an output that are not what their names say, or not DVC's, and those that are missing."""
+    from pipeline import objects, versions
 
     damaged, absent = {}, []
     for name, oid, path in _objects(out, store):
@@ -371,16 +424,18 @@ def _unsound(out: "Output", store: "HashFileDB") -> tuple[dict[str, Path], list[
             absent.append(name)
         elif versions.content(path) != oid.removesuffix(".dir"):
             damaged[name or "itself"] = path
+        elif oid.endswith(".dir") and objects.listed(path, oid) is None:
+            damaged[LISTING] = path
     return damaged, absent
 
 
 def _damaged(store: "HashFileDB") -> Iterator[Path]:
     """The objects of a cache, or of a remote that is a folder, that are not what their names say."""
-    from pipeline import versions
+    from pipeline import objects, versions
 
     for path in sorted(Path(store.path).glob("[0-9a-f][0-9a-f]/*")):
-        name = (path.parent.name + path.name).removesuffix(".dir")
-        if len(name) == MD5_DIGITS and versions.content(path) != name:
+        name = path.parent.name + path.name
+        if objects.is_sum(name) and versions.content(path) != name.removesuffix(".dir"):
             yield path
 
 
@@ -391,8 +446,8 @@ def state() -> Iterator[Finding]:
     from pipeline import checkpoints, locks, spool, versions
 
     running = locks.held()
-    for stage, pid in running.items():
-        yield Finding(f"stage {stage} is running here as process {pid}", f"wait for it, or end it: kill {pid}")
+    for stage, holder in running.items():
+        yield Finding(f"stage {stage} is running {holder.place}", f"wait for it, or end it {holder.end}")
     for folder in sorted(Path(".state/checkpoints").glob("*/*/")):
         # Younger ones may be gone on with, when the parameters are what they were.
         if time.time() - folder.stat().st_mtime > checkpoints.STALE_DAYS * 86_400:
@@ -409,7 +464,7 @@ def bundles() -> Iterator[Finding]:
         try:
             load_bundle(folder)
         except UserError as error:
-            yield Finding(str(error), f"rm -r {shlex.quote(str(folder))} && dvc checkout {shlex.quote(str(folder))}")
+            yield Finding(str(error), _anew(str(folder), dict(_outputs()).get(str(folder))))
 
 
 CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {

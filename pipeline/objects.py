@@ -1,12 +1,38 @@
 """Files as dvc.lock has them, in DVC's cache or in the working tree; never one that differs from its sum."""
 
 import json
+import re
 import subprocess
 import sys
 from functools import cache
 from pathlib import Path
 
 from pipeline.versions import content
+
+SUM = re.compile(r"[0-9a-f]{32}(\.dir)?")
+
+
+def is_sum(md5: object) -> bool:
+    """Whether DVC could have written it: a sum becomes part of a path, and dvc.lock may be somebody else's."""
+    return isinstance(md5, str) and SUM.fullmatch(md5) is not None
+
+
+def is_inside(name: object) -> bool:
+    """Whether a name stays in the folder that it is said to be in."""
+    path = Path(name) if isinstance(name, str) else Path()
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+
+
+def listed(listing: Path, md5: str) -> dict[str, str] | None:
+    """The sums of the files of a folder, by the object that lists them; None if that is missing, damaged or not DVC's."""
+    if not listing.is_file() or content(listing) + ".dir" != md5:
+        return None
+    try:
+        found = {row["relpath"]: row["md5"] for row in json.loads(listing.read_bytes())}
+    except (ValueError, KeyError, TypeError):
+        return None
+    # A commit of somebody else's may list what DVC would not.
+    return found if all(is_inside(name) and is_sum(one) for name, one in found.items()) else None
 
 
 def sums(path: Path) -> dict[str, str]:
@@ -18,15 +44,12 @@ def sums(path: Path) -> dict[str, str]:
 
 def locked_sums(path: Path, md5: str) -> dict[str, str] | None:
     """As `sums`, of the output at `path` as it was when it had the sum `md5`; None if nobody knows any more."""
+    if not is_sum(md5):
+        return None
     if not md5.endswith(".dir"):
         return {"": md5}
-    listing = _cached(md5)
-    if listing.is_file() and content(listing) + ".dir" == md5:
-        listed = {row["relpath"]: row["md5"] for row in json.loads(listing.read_bytes())}
-        # A commit of somebody else's may list what DVC would not: names that lead out of the folder.
-        inside = all(not Path(name).is_absolute() and ".." not in Path(name).parts for name in listed)
-        return listed if inside else None
-    return sums(path) if path.is_dir() and content(path) == md5 else None
+    found = listed(_cached(md5), md5)
+    return sums(path) if found is None and path.is_dir() and content(path) == md5 else found
 
 
 def locked_file(path: Path, md5: str) -> Path | None:

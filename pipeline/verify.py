@@ -8,10 +8,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from graphlib import TopologicalSorter
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline import console, objects, versions
 from pipeline.comparison import difference
-from pipeline.errors import UserError
+from pipeline.errors import UserError, printable
 
 LOCK = Path("dvc.lock")
+TORN = f"{LOCK} is torn: run git checkout {LOCK}, then dvc repro"
 SOURCES = Path("data/source")
+COMMAND = "its command"
 FOREIGN = ("DVC_", "GIT_", "MLFLOW_", "PYTHON")  # variables that would lead the clone back to the project
 Entry = Mapping[str, Any]  # of a stage in dvc.lock
 Lock = Mapping[str, Entry]
@@ -50,7 +52,9 @@ class Verdict:
 
 def verify(only: str | None = None) -> list[Verdict]:
     """Rebuild all stages, or `only` one from inputs as `dvc.lock` has them; a verdict a stage, in the order they ran."""
-    lock = load_lock()
+    lock, gone = split(load_lock(), known())
+    if gone:
+        print(f"no longer in dvc.yaml, and not run: {printable(', '.join(gone))}", flush=True)
     chosen = select(lock, only)
     with clone() as folder:
         old = stale(lock, changes(folder))
@@ -69,24 +73,45 @@ def verify(only: str | None = None) -> list[Verdict]:
 
 
 def load_lock(path: Path = LOCK) -> Lock:
-    """The stages of `dvc.lock`, each before those that need it."""
+    """The stages of `dvc.lock`."""
     if not path.exists():
         raise UserError(f"{path} is missing: run dvc repro in the folder of the project")
     try:
         stages: dict[str, Entry] = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))["stages"]
-        makers = {out["path"]: stage for stage, entry in stages.items() for out in entry["outs"]}
         whole = all(
-            entry["cmd"] and one["md5"] for entry in stages.values() for one in [*entry.get("deps", []), *entry["outs"]]
-        )
-        needs = {
-            stage: [makers[dep["path"]] for dep in entry.get("deps", []) if dep["path"] in makers]
-            for stage, entry in stages.items()
-        }
+            entry["cmd"] and one["path"] and objects.is_sum(one["md5"])
+            for entry in stages.values()
+            for one in [*entry.get("deps", []), *entry["outs"]]
+        ) and all(objects.is_inside(out["path"]) for entry in stages.values() for out in entry["outs"])
     except (YAMLError, KeyError, TypeError, AttributeError, ValueError):
         whole = False
     if not whole:
-        raise UserError(f"{path} is torn: run git checkout {path}, then dvc repro") from None
-    return {stage: stages[stage] for stage in TopologicalSorter(needs).static_order()}
+        raise UserError(TORN) from None
+    return stages
+
+
+def known() -> set[str]:
+    """The stages that `dvc.yaml` has."""
+    said = _call(Path(), sys.executable, "-m", "dvc", "stage", "list", "--name-only", "--fail")
+    return {line.strip() for line in said.splitlines()}
+
+
+def split(lock: Lock, stages: Collection[str]) -> tuple[Lock, list[str]]:
+    """Those of `stages`, each before those that need it; and the others, which DVC keeps in the lock for ever.
+
+    Raises `UserError` if they need each other.
+    """
+    kept = {stage: entry for stage, entry in lock.items() if stage in stages}
+    makers = {out["path"]: stage for stage, entry in kept.items() for out in entry["outs"]}
+    needs = {
+        stage: [makers[dep["path"]] for dep in entry.get("deps", []) if dep["path"] in makers]
+        for stage, entry in kept.items()
+    }
+    try:
+        order = list(TopologicalSorter(needs).static_order())
+    except CycleError:
+        raise UserError(TORN) from None
+    return {stage: kept[stage] for stage in order}, sorted(str(stage) for stage in lock.keys() - kept.keys())
 
 
 def select(lock: Lock, only: str | None) -> list[str]:
@@ -107,7 +132,7 @@ def stale(lock: Lock, changed: Mapping[str, Iterable[str]]) -> dict[str, str]:
     found: dict[str, str] = {}
     for stage, entry in lock.items():
         inputs = [dep for dep in entry.get("deps", []) if dep["path"] in outs]
-        why = [name for name in changed.get(stage, ()) if name not in outs]
+        why = [name for name in changed.get(stage, ()) if name == COMMAND or name not in outs]
         why += [dep["path"] for dep in inputs if dep["md5"] != outs[dep["path"]]["md5"]]
         after = [makers[dep["path"]] for dep in inputs if makers[dep["path"]] in found]
         if why:
@@ -126,7 +151,7 @@ def changes(folder: Path) -> dict[str, list[str]]:
         names: list[str] = []
         for report in reports:
             if isinstance(report, str):  # "changed command"
-                names.append("its command")
+                names.append(COMMAND)
                 continue
             for name, what in report.get("changed deps", {}).items():
                 names += [f"{key} in {name}" for key in what] if isinstance(what, dict) else [name]
@@ -160,7 +185,7 @@ def _rebuild(stage: str, lock: Lock, folder: Path, only: str | None) -> Verdict:
         _place_inputs(stage, lock, folder)
     elif missing := [dep["path"] for dep in entry.get("deps", []) if not (folder / dep["path"]).exists()]:
         return Verdict(stage, 0, [("", f"not rebuilt: {missing[0]} was not made")])
-    failure = _run(entry["cmd"], folder)
+    failure = _run(entry["cmd"], folder)  # as dvc.yaml has it: a stage whose command differs there is stale
     if failure:
         return Verdict(stage, 0, [("", f"failed: {failure}")])
     n_files = 0

@@ -1,9 +1,12 @@
 """What is wrong is named with its remedy, and looking changes nothing; the faults of DVC's files are in tests/faults."""
 
 import http.server
+import json
 import os
 import re
 import resource
+import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -18,6 +21,7 @@ import pytest
 from pipeline import doctor, locks, spool, versions
 from pipeline.doctor import Finding
 from tests.clones import call, clone, environment
+from tests.test_verify import in_cache, tiny
 
 IRIS = {"data.source": "sklearn:iris", "data.target": "target", "data.task": "multiclass"}
 
@@ -157,6 +161,9 @@ def test_a_database_is_well_or_told_to_be_damaged_locked_or_of_another_version(
         (finding,) = found("MLflow")
         assert "mlflow.db" in finding.what, name
         assert finding.remedy.startswith(f"mv {path} "), name
+    (path.parent / "mlflow.db.broken").write_bytes(b"another one")
+    (finding,) = found("MLflow")
+    assert finding.remedy == f"mv {path} {path}.broken.2 && python -m pipeline sync --all-commits"
     path.write_bytes(whole)
 
     monkeypatch.setattr(doctor, "SECONDS", 0.5)
@@ -221,11 +228,138 @@ def test_a_server_is_well_or_told_to_be_down_broken_or_hanging(
     assert "secret" not in told()
 
 
+# ---------------------------------------------------------------------------------------------------------------- DVC
+
+
+@pytest.fixture
+def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project of one stage, which writes {} to models/train/model.json."""
+    monkeypatch.setenv("PATH", environment()["PATH"])
+    monkeypatch.chdir(tiny(tmp_path / "project"))
+    return Path.cwd()
+
+
+def objects() -> list[Path]:
+    """The list of the folder's files, and the file, in the cache."""
+    return sorted(Path(".dvc/cache/files/md5").glob("*/*"), key=lambda path: path.suffix, reverse=True)
+
+
+def written(path: Path, content: bytes) -> None:
+    path.chmod(0o644)  # DVC's cache is read-only
+    path.write_bytes(content)
+
+
+TORN = "dvc.lock", "cache", "outputs", "remotes", "bundles"
+
+
+@pytest.mark.parametrize("sum_of_all", ["ab/../../../../../../victim", "ab/../../../../../../victim.dir", "AB" * 16])
+def test_a_sum_that_dvc_never_writes_becomes_no_path(built: Path, sum_of_all: str) -> None:
+    lock, victim = Path("dvc.lock"), built.parent / "victim"
+    victim.write_text("x")
+    lock.write_text(re.sub(r"(?<=md5: )\w{32}\.dir", sum_of_all, lock.read_text()))
+    findings = {name: found(name) for name in TORN}
+    assert not any("victim" in finding.remedy for some in findings.values() for finding in some)
+    (finding,) = findings["dvc.lock"]
+    said = f"the sum of models/train is '{sum_of_all}', which DVC never writes"
+    assert finding == Finding(f"dvc.lock is torn: {said}", "rm dvc.lock && dvc repro")
+    call(built, "bash", "-c", finding.remedy)
+    assert found("dvc.lock") == found("cache") == found("outputs") == []
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"md5": "ab/../../../../../../victim", "relpath": "a"},
+        {"md5": "0" * 32, "relpath": "../../victim"},
+        {"relpath": "a"},
+    ],
+)
+def test_a_listing_that_dvc_never_writes_is_named_and_not_followed(built: Path, row: dict[str, str]) -> None:
+    (built.parent / "victim").write_text("x")
+    md5 = in_cache(Path(".dvc/cache"), json.dumps([row]).encode())
+    lock = Path("dvc.lock")
+    lock.write_text(re.sub(r"(?<=md5: )\w{32}\.dir", md5, lock.read_text()))
+    listing = f".dvc/cache/files/md5/{md5[:2]}/{md5[2:]}"
+    (damaged,) = found("cache")
+    assert damaged == Finding("models/train: its listing in DVC's cache is damaged", f"rm -f {listing}")
+    (differs,) = found("outputs")
+    for finding in (damaged, differs):
+        call(built, "bash", "-c", finding.remedy)
+    assert found("dvc.lock") == found("cache") == found("outputs") == []
+
+
+def test_what_the_cache_does_not_have_whole_is_moved_aside_and_never_removed(built: Path) -> None:
+    model, mine = Path("models/train/model.json"), b'{"mine": 1}'
+    from_cache = "rm -r models/train && dvc checkout models/train"
+    aside = "mkdir -p .state/broken && mv models/train .state/broken/models-train{} && dvc repro"
+    assert [finding.remedy for finding in found("bundles")] == [from_cache]  # {} is no model
+    written(model, mine)
+    assert [finding.remedy for finding in found("outputs") + found("bundles")] == [from_cache] * 2
+
+    listing, file = objects()
+    for n, harm in enumerate(
+        [
+            lambda: written(file, b"{]\n"),
+            file.unlink,
+            lambda: written(listing, b"[]"),
+            listing.unlink,
+        ],
+        start=1,
+    ):
+        harm()
+        wanted = aside.format("" if n == 1 else f".{n}")
+        assert not any("repro" in finding.remedy for finding in found("cache"))  # it would remove the folder
+        (finding,) = found("outputs")
+        assert [finding.remedy, *(other.remedy for other in found("bundles"))] == [wanted] * 2
+        for each in [*found("cache"), finding]:
+            call(built, "bash", "-c", each.remedy)
+        assert (model.read_bytes(), found("cache"), found("outputs")) == (b"{}\n", [], [])
+        written(model, mine)
+    kept = sorted(Path(".state/broken").glob("*/model.json"))
+    assert [path.read_bytes() for path in kept] == [mine] * 4
+
+    Path("dvc.lock").unlink()
+    assert [finding.remedy for finding in found("bundles")] == [aside.format(".5")]
+
+
+def test_a_lock_of_dvc_is_removed_only_if_no_dvc_runs_here_that_may_hold_it(built: Path) -> None:
+    rwlock = Path(".dvc/tmp/rwlock")
+    elsewhere = "in a shared folder, see first that no dvc runs on the other machines"
+    sleep = shutil.which("sleep")
+    # One that is called dvc, and one that is not.
+    with subprocess.Popen(["dvc", "60"], executable=sleep) as dvc, subprocess.Popen(["sleep", "60"]) as other:
+        readers = [{"pid": other.pid, "cmd": "dvc repro"}, {"pid": dvc.pid, "cmd": "dvc repro"}]
+        rwlock.write_text(json.dumps({"write": {}, "read": {"/x": readers}}))
+        assert found("locks of DVC") == []
+        rwlock.write_text("{")
+        (finding,) = found("locks of DVC")
+        assert finding.remedy == f"wait for process {dvc.pid}, a dvc, then look again"
+        call(built, "dvc", "config", "core.hardlink_lock", "true")
+        rwlock.write_text("{}")
+        rwlock.with_name("lock").write_text("/x/0.lock")  # as DVC writes it: nobody's name
+        assert found("locks of DVC") == []
+        dvc.kill()
+        dvc.wait()
+
+        said = f".dvc/tmp/lock was left by a dvc that has ended; {elsewhere}"
+        assert Finding(said, "rm .dvc/tmp/lock") in found("locks of DVC")
+        call(built, "bash", "-c", "rm .dvc/tmp/*lock && dvc config --unset core.hardlink_lock")
+        rwlock.write_text(json.dumps({"write": {}, "read": {"/x": readers}}))
+        said = f".dvc/tmp/rwlock names process {other.pid}, which is not DVC's here; {elsewhere}"
+        assert found("locks of DVC") == [Finding(said, "rm .dvc/tmp/rwlock")]
+        other.kill()
+    rwlock.write_text("{")
+    (finding,) = found("locks of DVC")
+    assert finding == Finding(f".dvc/tmp/rwlock is torn, and DVC refuses to run; {elsewhere}", "rm .dvc/tmp/rwlock")
+
+
 # ------------------------------------------------------------------------------------------------ what this project keeps
 
 
-def test_what_runs_what_waits_and_what_is_of_no_use_is_told(project: Callable[..., Path]) -> None:
-    folder = project(IRIS)
+def test_what_runs_what_waits_and_what_is_of_no_use_is_told(
+    project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, host = project(IRIS), socket.gethostname()
     assert found(".state") == []
     current, stale = (
         folder / ".state/checkpoints/fetch" / versions.state("fetch")[2],
@@ -245,3 +379,8 @@ def test_what_runs_what_waits_and_what_is_of_no_use_is_told(project: Callable[..
     with locks.only_one("train"):
         (finding,) = found(".state")
         assert finding.what == f"stage train is running here as process {os.getpid()}"
+        assert finding.remedy == f"wait for it, or end it with kill {os.getpid()}"
+        monkeypatch.setattr(socket, "gethostname", lambda: "another")
+        (finding,) = found(".state")
+        assert finding.what == f"stage train is running on {host} as process {os.getpid()}"
+        assert finding.remedy == "wait for it, or end it there"

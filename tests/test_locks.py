@@ -1,6 +1,8 @@
 """A stage runs once at a time in a folder."""
 
 import os
+import re
+import socket
 import subprocess
 import sys
 import time
@@ -61,7 +63,7 @@ def children(pid: int) -> list[int]:
 
 def test_the_second_is_refused_in_one_line_that_names_the_first() -> None:
     with started(HOLD) as first:
-        assert locks.held() == {"train": str(first.pid)}
+        assert locks.held() == {"train": locks.Holder(str(first.pid), socket.gethostname())}
         second = subprocess.run([sys.executable, "-c", HOLD], capture_output=True, text=True, check=False)
         assert second.returncode == 1
         assert second.stdout == ""
@@ -72,8 +74,17 @@ def test_the_second_is_refused_in_one_line_that_names_the_first() -> None:
         )
         first.terminate()
     with locks.only_one("train"):
-        assert locks.held() == {"train": str(os.getpid())}
+        assert locks.held()["train"].pid == str(os.getpid())
     assert locks.held() == {}
+
+
+def test_the_second_is_not_told_to_kill_what_runs_on_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = socket.gethostname()
+    with locks.only_one("train"):
+        monkeypatch.setattr(socket, "gethostname", lambda: "another")
+        said = f"stage train is still running on {host} as process {os.getpid()}: wait for it, or end it there; then dvc repro"
+        with pytest.raises(UserError, match=f"^{re.escape(said)}$"), locks.only_one("train"):
+            pass
 
 
 def test_stages_and_folders_do_not_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

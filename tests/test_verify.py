@@ -1,5 +1,6 @@
 """`python -m pipeline verify`: what it says of a project that repeats, and of one that does not."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -19,13 +20,15 @@ from safetensors.numpy import load, save
 from pipeline import config, objects, verify, versions
 from pipeline.errors import UserError
 from tests.clones import call, clone
+from tests.imports import ROOT
 
 YML = YAML(typ="safe", pure=True)
-LOCK = {
+SUM = f"{0:032x}.dir"
+LOCK: dict[str, Any] = {
     "stages": {
-        "evaluate@train": {"cmd": "…", "deps": [{"path": "models/train", "md5": "t.dir"}], "outs": [{"path": "reports/train", "md5": "e.dir"}]},
-        "train": {"cmd": "…", "deps": [{"path": "data/raw", "md5": "r.dir"}, {"path": "pipeline/model.py", "md5": "m"}], "outs": [{"path": "models/train", "md5": "t.dir"}]},
-        "fetch": {"cmd": "…", "outs": [{"path": "data/raw", "md5": "r.dir"}]},
+        "evaluate@train": {"cmd": "…", "deps": [{"path": "models/train", "md5": SUM}], "outs": [{"path": "reports/train", "md5": SUM}]},
+        "train": {"cmd": "…", "deps": [{"path": "data/raw", "md5": SUM}, {"path": "pipeline/model.py", "md5": SUM}], "outs": [{"path": "models/train", "md5": SUM}]},
+        "fetch": {"cmd": "…", "outs": [{"path": "data/raw", "md5": SUM}]},
     }
 }  # fmt: skip
 
@@ -34,7 +37,7 @@ LOCK = {
 def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> verify.Lock:
     monkeypatch.chdir(tmp_path)
     Path("dvc.lock").write_text(json.dumps(LOCK))
-    return verify.load_lock()
+    return verify.split(verify.load_lock(), LOCK["stages"])[0]
 
 
 def test_stages_come_before_those_that_need_them_and_can_be_named(lock: verify.Lock) -> None:
@@ -53,6 +56,9 @@ def test_stages_come_before_those_that_need_them_and_can_be_named(lock: verify.L
         "",
         "stages: {train: {outs: 3}}",
         "stages:\n  train:\n    cmd: a\n    outs:\n    - path: models/train\n",
+        "stages: {train: {cmd: a, outs: [{path: models/train, md5: ab/../../../../../../victim}]}}",
+        f"stages: {{train: {{cmd: a, outs: [{{path: ../victim, md5: {SUM}}}]}}}}",
+        f"stages: {{train: {{cmd: a, outs: [{{path: models/train, md5: {1:032x}}}], deps: [{{path: a, md5: AB}}]}}}}",
     ],
 )
 def test_a_torn_lock_says_what_to_do(tmp_path: Path, text: str) -> None:
@@ -86,8 +92,44 @@ def test_what_changed_since_is_no_difference(
 
 def test_an_input_that_the_lock_has_in_two_versions_is_stale(lock: verify.Lock) -> None:
     newer: Any = json.loads(json.dumps(lock))
-    newer["train"]["outs"][0]["md5"] = "other.dir"
+    newer["train"]["outs"][0]["md5"] = f"{1:032x}.dir"
     assert verify.stale(newer, {}) == {"evaluate@train": "stale: models/train changed since; run dvc repro"}
+
+
+def test_stages_that_need_each_other_are_no_lock(lock: verify.Lock) -> None:
+    round_about: Any = json.loads(json.dumps(lock))
+    round_about["fetch"]["deps"] = [{"path": "reports/train", "md5": SUM}]
+    with pytest.raises(UserError, match="is torn: run git checkout"):
+        verify.split(round_about, round_about)
+
+
+def test_a_listing_with_sums_or_names_that_dvc_never_writes_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "_cache_folder", lambda project: tmp_path)
+    for rows, expected in [
+        ([{"md5": "0" * 32, "relpath": "a/b"}], {"a/b": "0" * 32}),
+        ([{"md5": "ab/../../../victim", "relpath": "a"}], None),
+        ([{"md5": "0" * 32, "relpath": "a/../../b"}], None),
+        ([{"md5": "0" * 32, "relpath": "/a"}], None),
+        ([{"md5": 3, "relpath": "a"}], None),
+        ([{"md5": "0" * 32}], None),
+        (3, None),
+    ]:
+        md5 = in_cache(tmp_path, json.dumps(rows).encode())
+        assert objects.locked_sums(Path("out"), md5) == expected, rows
+    (tmp_path / "victim").write_bytes(b"")
+    assert objects.locked_sums(Path("out"), "ab/../../../victim") is None
+    assert objects.locked_files(Path("out"), "ab/../../../victim.dir") is None
+
+
+def in_cache(cache: Path, listing: bytes) -> str:
+    """Put the list of a folder's files into a cache; its sum."""
+    md5 = hashlib.md5(listing).hexdigest() + ".dir"
+    place = cache / "files/md5" / md5[:2] / md5[2:]
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_bytes(listing)
+    return md5
 
 
 @pytest.fixture
@@ -158,6 +200,45 @@ def test_what_was_not_made_is_said(rebuilt: Callable[..., list[tuple[str, str]]]
 
 
 # ------------------------------------------------------------------------------------------------- a real project
+
+
+def tiny(folder: Path) -> Path:
+    """A project of one stage, which writes a file of models/train without a model in it; reproduced."""
+    folder.mkdir()
+    call(folder, "git", "init", "--quiet")
+    call(folder, "dvc", "init", "--quiet")
+    shutil.copy(ROOT / ".dvc/config", folder / ".dvc/config")  # or dvc leaves a process that sends statistics
+    stage = {"cmd": "mkdir -p models/train && echo {} > models/train/model.json", "outs": ["models/train"]}
+    (folder / "dvc.yaml").write_text(config.dump_yaml({"stages": {"train": stage}}, YML))
+    call(folder, "dvc", "repro")
+    return folder
+
+
+def test_what_dvc_yaml_does_not_say_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tiny(tmp_path / "project"))
+    victim, whole = tmp_path / "victim", YML.load(Path("dvc.lock").read_text())
+
+    # The stage had another name, and another result.
+    renamed = {"cmd": f"touch {victim}", "outs": [{"path": "models/train", "md5": SUM}]}
+    Path("dvc.lock").write_text(json.dumps(whole | {"stages": whole["stages"] | {"fit": renamed, "old": renamed}}))
+    assert verify.verify() == [verify.Verdict("train", 1, [])]
+    assert capsys.readouterr().out.startswith("no longer in dvc.yaml, and not run: fit, old\n")
+    with pytest.raises(UserError, match="--stage must be one of train, got fit"):
+        verify.verify("fit")
+
+    # An output that is called as a change is does not hide it.
+    outs = [*whole["stages"]["train"]["outs"], {"path": "its command", "md5": SUM}]
+    changed = {"cmd": f"touch {victim}", "outs": outs}
+    for frozen in (False, True):
+        stages = YML.load(Path("dvc.yaml").read_text())
+        stages["stages"]["train"]["frozen"] = frozen
+        Path("dvc.yaml").write_text(config.dump_yaml(stages, YML))
+        Path("dvc.lock").write_text(json.dumps(whole | {"stages": {"train": changed}}))
+        (verdict,) = verify.verify()
+        assert verdict.text == "stale: its command changed since; run dvc repro"
+    assert not victim.exists()
 
 
 def small(folder: Path) -> Path:

@@ -111,7 +111,7 @@ def training(folder: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
             assert dvc.poll() is None, dvc.communicate()
             assert time.monotonic() < limit
             time.sleep(0.05)
-        stage = int(held["train"])
+        stage = int(held["train"].pid)
         os.kill(stage, signal.SIGSTOP)
         try:
             yield dvc, stage
