@@ -27,7 +27,7 @@ MAX_BYTES, MAX_VALUES, MAX_OPEN = 2**16, 20_000, 500  # of a file of parameters:
 def load(path: Path = PATH) -> Config:
     """Read and check `params.yaml`; every mistake comes back as file, line, dotted name, rule and value."""
     text = _text(path)
-    values = _values(path, text)
+    values = yaml_values(path, text)
     try:
         return _parse(values)
     except _RefusedError as error:
@@ -36,7 +36,7 @@ def load(path: Path = PATH) -> Config:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Sections of plain values; raises `UserError` for what is no YAML, or would become too much."""
-    return _values(path, _text(path))
+    return yaml_values(path, _text(path))
 
 
 def _text(path: Path) -> str:
@@ -57,7 +57,8 @@ def _text(path: Path) -> str:
     return text
 
 
-def _values(path: Path, text: str) -> dict[str, Any]:
+def yaml_values(path: Path, text: str) -> dict[str, Any]:
+    """As `read_yaml`, of a text that stands for the file `path`."""
     # Counted before the reader sees them: its time grows with the square of the depth.
     if max(itertools.accumulate((_OPENS.get(mark, 0) for mark in text), initial=0)) > MAX_OPEN:
         raise UserError(f"{path} is not YAML: more than {MAX_OPEN} brackets are open at once")

@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,12 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from requests import HTTPError, RequestException
 
 from pipeline import spool as spools
 from pipeline.errors import UserError
 from pipeline.settings import Tracking, without_secret
-from pipeline.spool import SPOOLS, Event, Spool
+from pipeline.spool import SPOOLS, Event, Spool, Status
 from pipeline.versions import project_root
 
 MAX_METRICS, MAX_PARAMS = 800, 100  # what MLflow takes in a call (1,000 in all)
@@ -39,6 +40,24 @@ PATIENCE = 3.5  # seconds that the end of a stage waits for what halts
 HALT = 0.5  # seconds without progress, after which it halts
 SERVER_SECONDS = 4.5  # that the end of a stage waits for a server, however slowly it gets on
 DATABASE_SECONDS = 20.0  # in which another process has made the database
+SINCE = "champion.since"  # a version's tag: when its stage made it the champion, in ms
+Working = Callable[[], AbstractContextManager[None]]
+# What MLflow says of one event, and would say again.
+REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
+# What it says, whatever it is sent, until somebody sees to it: also where a password is missing.
+PASSING = {
+    "INTERNAL_ERROR",
+    "TEMPORARILY_UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "REQUEST_LIMIT_EXCEEDED",
+    "RESOURCE_EXHAUSTED",
+    "CANCELLED",
+    "ABORTED",
+    "RESOURCE_CONFLICT",
+    "CUSTOMER_UNAUTHORIZED",
+    "UNAUTHENTICATED",
+    "PERMISSION_DENIED",
+}
 logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # it shows the traceback of what it raises
 logging.getLogger("alembic").setLevel(logging.ERROR)
 
@@ -54,11 +73,11 @@ def connect(tracking: Tracking) -> MlflowClient:
     return MlflowClient(tracking_uri(tracking))
 
 
-def make_own_database(tracking: Tracking) -> None:
+def make_own_database(tracking: Tracking, working: Working = nullcontext) -> None:
     """Where runs go to the project's own database: see that there is one."""
     own = project_root() / "mlflow.db"
     if tracking_uri(tracking) == f"sqlite:///{own}":
-        make_database(own)
+        make_database(own, working)
 
 
 def experiment_id(client: MlflowClient, name: str) -> str:
@@ -101,11 +120,11 @@ def serve(tracking: Tracking, port: int) -> None:
     os.execv(sys.executable, [sys.executable, "-m", *command])
 
 
-def make_database(path: Path) -> None:
+def make_database(path: Path, working: Working = nullcontext) -> None:
     """A whole database or none: made under another name, behind a lock, then renamed."""
     if path.exists():
         return
-    with FileLock(path.with_suffix(".lock"), timeout=DATABASE_SECONDS):
+    with FileLock(path.with_suffix(".lock"), timeout=DATABASE_SECONDS), working():
         if path.exists():
             return
         temporary = path.with_suffix(".new")
@@ -125,16 +144,17 @@ class Delivery:
     a run is known by its tag `execution`, a trial by its number, a model by its sum, and a metric by its time.
     """
 
-    def __init__(self, client: MlflowClient, spool: Spool, progress: "Progress") -> None:
-        self._client, self._spool, self._progress = client, spool, progress
-        first, _ = spool.events()[0]
+    def __init__(self, client: MlflowClient, spool: Spool, progress: "Progress", is_live: bool = False) -> None:
+        self._client, self._spool, self._progress, self._is_live = client, spool, progress, is_live
+        self.ended: Status | None = None  # how, if the end is sent
+        first = spool.first
+        assert first is not None
         self._experiment = experiment_id(client, first["experiment"])
         progress.made()
         self._run, self._trials = "", dict[int, str]()
         self._find()
-        # A database that was removed, or another server, has nothing of it yet.
-        self._again = bool(self._run)
-        self._at = spool.sent if self._run else 0
+        # A database that was removed, or another server, has nothing of it yet; what others rebuild may be less than that.
+        self._at = spool.sent if self._run and not spool.is_rebuilt else 0
 
     def send(self) -> None:
         """All events that wait."""
@@ -152,7 +172,7 @@ class Delivery:
                 try:
                     self._bring(kind, part)
                 except MlflowException as error:
-                    if kind == "run" or not _refused(error):
+                    if kind == "run" or error.error_code not in REFUSALS:
                         raise
                     print(f"tracking: MLflow refuses {kind}: {_reason(error)}", flush=True)
                 self._spool.sent = self._at = end
@@ -178,19 +198,31 @@ class Delivery:
             case "version":
                 self._version(event)
             case "end":
-                if self._again or self._spool.doubtful:
-                    self._find()
-                self._client.set_terminated(self._run, event["status"], event["time"])
+                self._end(event)
             case _:
-                raise AssertionError(kind)
+                raise ValueError(f"it tells of {kind}, which this version of the project does not know")
 
     def _start(self, event: Event) -> None:
         tags = event["tags"] | {"execution": self._spool.execution}
+        self.ended = None
         if not self._run:
             self._run = self._created(event["time"], tags, event["name"])
+            if self._spool.is_rebuilt:
+                self._find()
             return
         self._client.update_run(self._run, "RUNNING")
         self._log(self._run, tags=tags)
+
+    def _end(self, event: Event) -> None:
+        """Doubles go: of a server that hung, and was late to make a run; of somebody else who rebuilt the same."""
+        before = self._run, self._trials
+        self._find()
+        if self._spool.is_rebuilt and before != (self._run, self._trials):
+            self._at = 0  # the one that stays may lack something
+            self.send()
+            return
+        self._client.set_terminated(self._run, event["status"], event["time"])
+        self.ended = event["status"]
 
     def _trial(self, event: Event) -> None:
         number = event["number"]
@@ -202,11 +234,7 @@ class Delivery:
         self._client.set_terminated(self._trials[number], status, event["time"])
 
     def _created(self, begun: int, tags: Mapping[str, str], name: str) -> str:
-        try:
-            return str(self._client.create_run(self._experiment, begun, dict(tags), name).info.run_id)
-        except MlflowException:
-            self._spool.doubtful = True  # a server that did not answer in time may still make it
-            raise
+        return str(self._client.create_run(self._experiment, begun, dict(tags), name).info.run_id)
 
     def _log(
         self, run: str, metrics: Sequence[Metric] = (), params: Mapping[str, str] = {}, tags: Mapping[str, str] = {}
@@ -257,33 +285,58 @@ class Delivery:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        versions = self._client.search_model_versions(f"name = '{name}'")
-        version = next((v for v in versions if v.tags.get("bundle.sha256") == event["digest"]), None)
-        if version is None:
+
+        def known() -> list[int]:
+            versions = self._client.search_model_versions(f"name = '{name}'")
+            return sorted(int(one.version) for one in versions if one.tags.get("bundle.sha256") == event["digest"])
+
+        if not known():
             model = self._model(event)
             tags = sum_ | event["tags"]
             source = f"models:/{model.model_id}"
-            version = self._client.create_model_version(name, source, self._run, tags, model_id=model.model_id)
-        if event["champion"]:
-            self._client.set_registered_model_alias(name, "champion", version.version)
-        self._log(self._run, tags={"version": str(version.version)})
+            made = self._client.create_model_version(name, source, self._run, tags, model_id=model.model_id)
+            if int(made.version) != known()[0]:  # somebody else registered it at the same time
+                self._client.delete_model_version(name, made.version)
+        version = str(known()[0])
+        if event["champion"] and (self._is_live or self._is_newer(name, event["time"])):
+            self._client.set_model_version_tag(name, version, SINCE, str(event["time"]))
+            self._client.set_registered_model_alias(name, "champion", version)
+        self._log(self._run, tags={"version": version})
+
+    def _is_newer(self, name: str, time: int) -> bool:
+        """Whether there is no champion, or one of before this time."""
+        found = self._client.get_registered_model(name).aliases.get("champion")
+        if found is None:
+            return True
+        there = self._client.get_model_version(name, str(found))
+        return int(there.tags.get(SINCE, there.creation_timestamp)) <= time
 
     def _find(self) -> None:
-        """The run and its trials, if MLflow has them. Of doubles, as of a server that hangs and goes on, one stays."""
+        """The run and its trials, if MLflow has them. Of doubles, one stays."""
         found = self._only(f"tags.execution = '{self._spool.execution}'", lambda run: "")
         if found:
+            if self._run not in ("", found[""]):
+                self._delete(self._run)  # what has come to it since it was deleted, as a double
             self._run = found[""]
             trials = self._only(f"tags.mlflow.parentRunId = '{self._run}'", lambda run: run.data.tags["trial"])
             self._trials = {int(number): run for number, run in trials.items()}
 
     def _only(self, which: str, of: Callable[[mlflow.entities.Run], str]) -> dict[str, str]:
-        """Of the runs that are the same, the one that holds most."""
+        """Of the runs that are the same, the one that holds most; of those that others fill too, the first, as for them."""
         found: dict[str, str] = {}
         runs = _all_runs(self._client, self._experiment, which)
-        for run in sorted(runs, key=lambda run: -len(run.data.metrics) - len(run.data.params)):
+        if not self._spool.is_rebuilt:
+            runs.sort(key=lambda run: -len(run.data.metrics) - len(run.data.params))
+        for run in runs:
             if found.setdefault(of(run), run.info.run_id) != run.info.run_id:
-                self._client.delete_run(run.info.run_id)
+                self._delete(run.info.run_id)
         return found
+
+    def _delete(self, run: str) -> None:
+        """A run with its trials."""
+        for trial in _all_runs(self._client, self._experiment, f"tags.mlflow.parentRunId = '{run}'"):
+            self._client.delete_run(trial.info.run_id)
+        self._client.delete_run(run)
 
 
 def _all_runs(client: MlflowClient, experiment: str, which: str) -> list[mlflow.entities.Run]:
@@ -319,13 +372,22 @@ def _metrics(event: Event) -> list[Metric]:
     return [Metric(name, value, event["time"], step) for name, value, step in event["metrics"]]
 
 
-def _refused(error: MlflowException) -> bool:
-    """Whether it would be the same the next time."""
-    return error.error_code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")
+def _passes(error: Exception) -> bool:
+    """Whether it may be of a server, a network or a disk, and not of what was sent."""
+    if isinstance(error, MlflowException):
+        # The database says the last where somebody else adds the same at this moment.
+        return error.error_code in PASSING or "IntegrityError" in str(error)
+    if isinstance(error, HTTPError) and error.response is not None:  # of files
+        return error.response.status_code in (401, 403, 408, 429) or error.response.status_code >= 500
+    if isinstance(error, RequestException):
+        return True
+    events = (AssertionError, AttributeError, LookupError, TypeError, ValueError)
+    return not isinstance(error, (*events, FileNotFoundError, NotADirectoryError))
 
 
 def _reason(error: Exception) -> str:
-    return without_secret(next(iter(str(error).splitlines()), type(error).__name__))[:160]
+    said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+    return without_secret(next(iter(said.splitlines()), type(error).__name__))[:160]
 
 
 class Progress:
@@ -361,6 +423,7 @@ class Writer:
     def __init__(self, tracking: Tracking, spool: Spool | None) -> None:
         self._tracking, self._spool, self._root = tracking, spool, project_root() / SPOOLS
         self._progress, self._closing, self._given_up = Progress(), threading.Event(), threading.Event()
+        self._done = threading.Event()  # a thread says that it has ended where the wait for it is interrupted
         self._client: MlflowClient | None = None
         self._delivery: Delivery | None = None
         self._failure: Exception | None = None
@@ -371,19 +434,23 @@ class Writer:
     def close(self, patience: float | None = None) -> str | None:
         """Wait until everything is sent, or sending stands still; returns what to tell about what is left."""
         ends_stage, patience = patience is None, PATIENCE if patience is None else patience
-        is_server = tracking_uri(self._tracking).startswith("http")
-        longest = SERVER_SECONDS if ends_stage and is_server else math.inf
+        is_file = tracking_uri(self._tracking).startswith("sqlite:")
+        longest = SERVER_SECONDS if ends_stage and not is_file else math.inf
         self._progress.made()
         self._closing.set()
         stood, waited, seen = 0.0, 0.0, time.monotonic()
-        while self._thread.is_alive() and stood < patience and waited < longest:
-            self._thread.join(0.05)
-            before, seen = seen, time.monotonic()
-            waited += 0.0 if self._progress.is_at_work else seen - before
-            # All halts count together: what gets on a little and halts again would hold a stage for long.
-            stood += seen - before if self._progress.standing > HALT else 0.0
+        try:
+            while not self._done.is_set() and stood < patience and waited < longest:
+                self._done.wait(0.05)
+                before, seen = seen, time.monotonic()
+                waited += 0.0 if self._progress.is_at_work else seen - before
+                # All halts count together: what gets on a little and halts again would hold a stage for long.
+                stood += seen - before if self._progress.standing > HALT else 0.0
+        except KeyboardInterrupt:  # the work of the stage is done, so that only the waiting ends
+            if not ends_stage:
+                raise
         self._given_up.set()
-        if not self._thread.is_alive() and self._failure is None:
+        if self._done.is_set() and self._failure is None:
             return None
         why = _reason(self._failure) if self._failure is not None else f"waited {waited:.0f} s"
         return (
@@ -408,25 +475,26 @@ class Writer:
         finally:
             if spool is not None:
                 spool.lock.release()
+            self._done.set()
 
     def _send(self) -> None:
         if self._client is None:
+            make_own_database(self._tracking, self._progress.at_work)
             with self._progress.at_work():
-                make_own_database(self._tracking)
                 if not tracking_uri(self._tracking).startswith("http"):
                     # MLflow imports it when it is first used, which takes seconds on a busy machine.
                     importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
             client = connect(self._tracking)
+            client.search_experiments(max_results=1)  # what answers nothing is no fault of a spool
             self._progress.made()
             self._replay(client)
             self._client = client
         if self._spool is not None:
-            if self._delivery is None and self._spool.events():
-                self._delivery = Delivery(self._client, self._spool, self._progress)
+            if self._delivery is None and self._spool.first is not None:
+                self._delivery = Delivery(self._client, self._spool, self._progress, is_live=True)
             if self._delivery is not None:
                 self._delivery.send()
-                # The stage may have ended after what was sent.
-                if self._spool.status == "FINISHED" and not self._spool.n_waiting:
+                if self._delivery.ended == "FINISHED":
                     self._spool.remove()
                     self._spool, self._delivery = None, None
 
@@ -439,10 +507,10 @@ class Writer:
                     return
                 try:
                     Delivery(client, spool, self._progress).send()
-                except (MlflowException, KeyError, OSError) as error:
-                    if isinstance(error, MlflowException) and not _refused(error):
+                except Exception as error:
+                    if _passes(error):
                         raise
-                    print(f"tracking: {spool.folder} cannot be sent: {_reason(error)}", flush=True)
+                    spool.put_aside(_reason(error))
                     continue
                 self.n_replayed += 1
                 if spool.status == "FINISHED":

@@ -6,6 +6,7 @@ takes from a process that dies; the lock of `root` is held only while spools are
 
 import json
 import os
+import re
 import shutil
 import time
 import uuid
@@ -16,10 +17,12 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-EVENTS, SENT, LOCK, FILES = "events.jsonl", "sent", "lock", "files"
-SPOOLS = Path(".state/runs")  # in the project
+EVENTS, SENT, LOCK, FILES, CUT = "events.jsonl", "sent", "lock", "files", "events.cut"
+SPOOLS, REFUSED = Path(".state/runs"), Path(".state/refused")  # in the project
 LOCK_SECONDS = 3.0  # that looking for spools takes others, at most
-STALE_DAYS = 7  # after which an execution that did not finish is not gone on with
+STALE_DAYS = 7  # after which an execution that did not finish is forgotten, if all of it is sent
+_SPOOL = re.compile(r".+-\w+-([0-9a-f]{12}|restored\w+)")
+_NO_SPOOL = re.compile(r"\.[0-9a-f]{12}")  # yet, or no more
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Event = Mapping[str, Any]
 
@@ -33,23 +36,41 @@ class Spool:
         self.lock = FileLock(folder / LOCK, thread_local=False, blocking=False)
         self._points: set[tuple[str, int]] = set()
         self._trials: set[int] = set()
-        self.doubtful = False  # whether a server may have made a run that it did not tell of
+        self._has_times = True
 
     @property
     def execution(self) -> str:
         return self.folder.name.rpartition("-")[2]
 
+    @property
+    def is_rebuilt(self) -> bool:
+        """Whether others may send the same run at the same time."""
+        return self.execution.startswith("restored")
+
     def append(self, kind: str, **fields: Any) -> None:
-        """Add an event, with the time of now; a number or a trial of a former execution is not added again."""
+        """Add an event, with the time of now (none in a run that is rebuilt) if the fields have no other.
+
+        A number or a trial of a former execution is not added again.
+        """
         if kind == "metrics":
             fields["metrics"] = [m for m in fields["metrics"] if (m[0], m[2]) not in self._points]
             if not fields["metrics"]:
                 return
         if kind == "trial" and fields["number"] in self._trials:
             return
-        line = json.dumps({"kind": kind, "time": int(time.time() * 1000), **fields}, ensure_ascii=False) + "\n"
-        with (self.folder / EVENTS).open("ab") as file:
-            file.write(line.encode("utf-8", "surrogatepass"))
+        now = int(time.time() * 1000) if self._has_times else 0
+        line = (json.dumps({"kind": kind, "time": now, **fields}, ensure_ascii=False) + "\n").encode(
+            "utf-8", "surrogatepass"
+        )
+        with (self.folder / EVENTS).open("ab", buffering=0) as file:
+            begun, written = file.tell(), 0
+            try:
+                while written < len(line):  # a full disk takes a part
+                    written += file.write(line[written:])
+            except BaseException:
+                if os.fstat(file.fileno()).st_size < begun + len(line):  # what comes later would be lost behind it
+                    os.ftruncate(file.fileno(), begun)
+                raise
 
     def keep(self, files: Mapping[str, Path], name: str = "files") -> str:
         """Keep files as they are now, each under a name: later stages replace them. Returns their folder, as in `path`."""
@@ -76,6 +97,11 @@ class Spool:
             end += len(line)
             found.append((event, end))
         return found
+
+    @property
+    def first(self) -> Event | None:
+        with (self.folder / EVENTS).open("rb") as file:
+            return _parsed(file.readline())
 
     @property
     def status(self) -> Status | None:
@@ -113,9 +139,17 @@ class Spool:
         """Leave out what a kill in the middle of a line, or a power loss, has damaged."""
         found, path = self.events(), self.folder / EVENTS
         whole = found[-1][1] if found else 0
-        if path.stat().st_size > whole:  # else it keeps its date
-            self.sent = min(self.sent, whole)  # an event can be sent before it is on the disk
-            os.truncate(path, whole)
+        if path.stat().st_size == whole:  # and keeps its date
+            return
+        with path.open("rb") as file:
+            file.seek(whole)
+            tail = file.read()
+        if found or b"\n" in tail:  # else of a process that died before it could say what its run is
+            with (self.folder / CUT).open("ab") as kept:
+                kept.write(tail)
+            print(f"tracking: {path}: its last {len(tail):,} bytes are damaged, and now in {CUT} beside it", flush=True)
+        self.sent = min(self.sent, whole)  # an event can be sent before it is on the disk
+        os.truncate(path, whole)
 
     def resume(self) -> None:
         """Go on with an execution that did not finish: what it has is not appended again."""
@@ -125,11 +159,30 @@ class Spool:
             elif event["kind"] == "trial":
                 self._trials.add(event["number"])
 
+    def put_aside(self, reason: str) -> None:
+        """Out of the way of the others, for a person to look at."""
+        refused = self.folder.parent.with_name(REFUSED.name)
+        target = refused / self.folder.name
+        refused.mkdir(exist_ok=True)
+        if target.exists():  # the same run, from another time
+            shutil.rmtree(target)
+        self.folder.rename(target)
+        print(f"tracking: {self.folder.name} cannot be sent ({reason}): {remedy(target)}", flush=True)
+
     def remove(self) -> None:
         # Another name makes it no spool at once: what a kill, or somebody who looks for spools, leaves of it goes later.
         gone = self.folder.with_name(f".{uuid.uuid4().hex[:12]}")
         self.folder.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
+
+
+def remedy(refused: Path) -> str:
+    return f"it lies in {refused}; mend it, move it back to {SPOOLS} and run python -m pipeline sync, or remove it"
+
+
+def n_refused(root: Path) -> int:
+    """How many spools were put aside, and lie there still."""
+    return len(list(root.with_name(REFUSED.name).glob(f"*/{EVENTS}")))
 
 
 def begin(root: Path, stage: str, key: str) -> Spool:
@@ -163,10 +216,14 @@ def begin(root: Path, stage: str, key: str) -> Spool:
 
 @contextmanager
 def built(root: Path, stage: str, key: str) -> Iterator[Spool]:
-    """A spool for a run that is rebuilt: there is one a key, and it is there whole or not at all."""
+    """A spool for a run that is rebuilt: there is one a key, and it is there whole or not at all.
+
+    Its events have no times, so that those of others who rebuild it are the same.
+    """
     root.mkdir(parents=True, exist_ok=True)
     folder = root / f"{stage}-{key}-restored{key}"
     temporary = Spool(root / f".{uuid.uuid4().hex[:12]}")
+    temporary._has_times = False
     with FileLock(root / LOCK, timeout=LOCK_SECONDS):
         temporary.folder.mkdir()
         temporary.lock.acquire()
@@ -192,15 +249,16 @@ def waiting(root: Path) -> list[Spool]:
                 found.append(spool)
             else:
                 spool.lock.release()
-    return sorted(found, key=lambda spool: int(spool.events()[0][0]["time"]))
+    return sorted(found, key=_began)
 
 
 def n_waiting(root: Path) -> int:
     """How many events MLflow lacks, those of living processes too."""
     found = 0
-    for events in root.glob(f"[!.]*/{EVENTS}"):
-        with suppress(FileNotFoundError):  # sent just now
-            found += Spool(events.parent).n_waiting
+    for events in root.glob(f"*/{EVENTS}"):
+        if _SPOOL.fullmatch(events.parent.name):
+            with suppress(FileNotFoundError):  # sent just now
+                found += Spool(events.parent).n_waiting
     return found
 
 
@@ -233,14 +291,19 @@ def close_interrupted(root: Path) -> None:
 def _free(root: Path) -> Iterator[Spool]:
     """The whole spools that no living process holds, locked; what is none yet, or no more, is removed."""
     for folder in sorted(root.iterdir()):
-        if not folder.is_dir():
+        begun = bool(_SPOOL.fullmatch(folder.name))
+        if not begun and not _NO_SPOOL.fullmatch(folder.name):
             continue
-        spool, begun = Spool(folder), not folder.name.startswith(".")
+        if folder.is_symlink() or not folder.is_dir():
+            continue
+        spool = Spool(folder)
         try:
             spool.lock.acquire()
             if begun:
                 spool.cut()
-                begun = bool(spool.events())
+                begun = spool.first is not None
+                if not begun and (folder / CUT).exists():
+                    spool.put_aside("its first event is damaged")
         except Timeout:
             continue
         except FileNotFoundError:  # removed by who had it until now
@@ -254,6 +317,12 @@ def _free(root: Path) -> Iterator[Spool]:
         else:  # of a process that died before it could say what its run is
             shutil.rmtree(folder, ignore_errors=True)
             spool.lock.release()
+
+
+def _began(spool: Spool) -> float:
+    """When; a version to come may say it in another way."""
+    time = (spool.first or {}).get("time")
+    return float(time) if isinstance(time, int | float) else 0.0
 
 
 def _parsed(line: bytes) -> Event | None:

@@ -3,23 +3,35 @@
 import copy
 import csv
 import json
+import re
 import subprocess
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from filelock import Timeout
 
 from pipeline import config, delivery, objects, tracking, versions
 from pipeline import spool as spools
-from pipeline.errors import UserError
-from pipeline.settings import Config, Tracking
+from pipeline.errors import UserError, printable
+from pipeline.settings import Config, Tracking, without_secret
 
 PATIENCE = 300.0  # seconds: nothing waits for a sync, and what does not answer ends it earlier
 Outputs = Mapping[str, Path]  # files by their name below an output or a dependency
+# What reading a file of another format ends in.
+STRANGE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    csv.Error,
+    pyarrow.ArrowException,
+)
 
 
 @dataclass(frozen=True)
@@ -27,17 +39,10 @@ class Entry:
     """A stage in dvc.lock: its parameters, and the sums of what it read and wrote."""
 
     params: Mapping[str, Any]
+    flat: Mapping[str, Any]
     deps: Mapping[str, str]
     outs: Mapping[str, str]
-
-    @property
-    def flat(self) -> dict[str, Any]:
-        return {name: value for given, at in self.params.items() for name, value in config.flatten({given: at}).items()}
-
-    @property
-    def key(self) -> str:
-        """As the stage computes it when it runs."""
-        return versions.stage_key({"params": self.flat, "deps": self.deps})
+    key: str  # as the stage computes it when it runs
 
 
 @dataclass(frozen=True)
@@ -50,21 +55,24 @@ class Version:
     tags: Mapping[str, str]
 
     @classmethod
-    def of(cls, name: str, lock: str, params: str, tags: Mapping[str, str]) -> "Version":
-        """From the text of the two files; raises `UserError` where they are torn."""
-        yaml = YAML(typ="safe", pure=True)
+    def of(cls, name: str, lock: bytes, params: bytes, tags: Mapping[str, str]) -> "Version":
+        """From the content of the two files; raises `UserError` where they are torn."""
         try:
-            stages, values = yaml.load(lock)["stages"], dict(yaml.load(params))
-            entries = {stage: _entry(locked) for stage, locked in stages.items()}
-        except (YAMLError, KeyError, TypeError, ValueError, AttributeError):
+            # With its bounds: a commit of somebody else's may be made to take for ever.
+            stages, values = (config.yaml_values(Path(name), content.decode()) for content in (lock, params))
+            entries = {stage: _entry(stage, locked) for stage, locked in stages["stages"].items()}
+        except STRANGE:
             raise UserError(f"dvc.lock or params.yaml of {name} is torn: git checkout it, or run dvc repro") from None
         return cls(name, entries, values, tags)
 
 
-def _entry(locked: Mapping[str, Any]) -> Entry:
+def _entry(stage: str, locked: Mapping[str, Any]) -> Entry:
+    if not re.fullmatch(r"\w+(@\w+)?", stage):
+        raise ValueError(stage)  # it becomes part of a path
     given = (locked.get("params") or {}).get("params.yaml") or {}
     deps, outs = ({one["path"]: one["md5"] for one in locked.get(part, [])} for part in ("deps", "outs"))
-    return Entry(given, deps, outs)
+    flat = {name: value for name, at in given.items() for name, value in config.flatten({name: at}).items()}
+    return Entry(given, flat, deps, outs, versions.stage_key({"params": flat, "deps": deps}))
 
 
 class MissingError(Exception):
@@ -72,15 +80,28 @@ class MissingError(Exception):
 
 
 def sync(all_commits: bool = False) -> None:
-    """Send what waits, then rebuild the runs that are missing. Raises `UserError` if MLflow does not answer."""
-    settings = config.load().tracking
+    """Send what waits, then rebuild the runs that are missing.
+
+    Raises `UserError` if MLflow does not answer, or does not take what it is sent.
+    """
     root = versions.project_root() / spools.SPOOLS
+    try:
+        _sync(root, all_commits)
+    except Timeout:
+        raise UserError(f"another process is busy in {root}: run this again in a moment") from None
+    aside = spools.n_refused(root)
+    if aside:
+        raise UserError(f"{aside} runs are not in MLflow, which did not take them: {spools.remedy(spools.REFUSED)}")
+
+
+def _sync(root: Path, all_commits: bool) -> None:
+    settings = config.load().tracking
     spools.close_interrupted(root)
     _send(root, settings, "sent: {} that waited")
 
     here = _working_tree()
     current = {entry.key for entry in here.entries.values()}
-    missing, built, seen = list[str](), 0, set[str]()
+    missing, built, left_out, seen = list[str](), 0, 0, set[str]()
     for version in [*(_commits() if all_commits else []), here]:
         for stage, entry in version.entries.items():
             if entry.key in seen:
@@ -101,15 +122,17 @@ def sync(all_commits: bool = False) -> None:
                 missing.append(f"{stage} of {version.name}: {error}")
             except UserError:
                 raise
-            except (KeyError, ValueError) as error:
-                print(f"{stage} of {version.name} is not as this version writes it ({error}), and left out")
+            except STRANGE as error:
+                left_out += 1
+                why = printable(without_secret(str(error)))[:160]
+                print(f"{stage} of {version.name} is not as this version writes it ({why}), and left out")
     _send(root, settings, "restored: {}")
     if missing:
         remedy = "dvc fetch --all-commits (and dvc exp pull)" if all_commits else "dvc pull"
         more = ", …" if len(missing) > 3 else ""
         print(f"{len(missing)} runs lack objects ({'; '.join(missing[:3])}{more}): run {remedy}, then this again")
     elif not built:
-        print(f"all {len(seen)} stages that can be rebuilt have their run")
+        print(f"all {len(seen) - left_out} stages that can be rebuilt have their run")
 
 
 def _send(root: Path, settings: Tracking, said: str) -> None:
@@ -128,20 +151,22 @@ def _working_tree() -> Version:
     lock = Path("dvc.lock")
     if not lock.exists():
         raise UserError("dvc.lock is missing: run dvc repro")
-    locked, params = (path.read_text(encoding="utf-8") for path in (lock, config.PATH))
+    locked, params = (path.read_bytes() for path in (lock, config.PATH))
     return Version.of("the working tree", locked, params, versions.origin())
 
 
 def _commits() -> Iterator[Version]:
     """Each commit of a branch, a tag or a DVC experiment that changed dvc.lock, the oldest first."""
     experiments = dict[str, str]()
-    for line in _git("for-each-ref", "refs/exps", "--format=%(objectname) %(refname)").splitlines():
+    for line in (
+        _git("for-each-ref", "refs/exps", "--format=%(objectname) %(refname)").decode(errors="replace").splitlines()
+    ):
         commit, _, name = line.partition(" ")
         # refs/exps/ab/cdef…/name; others are of DVC's own doings
         if len(name.split("/")) == 5 and len(name.split("/")[2]) == 2:
             experiments[commit] = name.rpartition("/")[2]
     starts = ("--branches", "--tags", "--remotes", *experiments)
-    for commit in _git("rev-list", "--reverse", "--topo-order", *starts, "--", "dvc.lock").split():
+    for commit in _git("rev-list", "--reverse", "--topo-order", *starts, "--", "dvc.lock").decode().split():
         name, tags = commit[:7], {"git.commit": commit, "git.dirty": "false"}
         if commit in experiments:
             name = tags["dvc.exp"] = experiments[commit]
@@ -152,11 +177,19 @@ def _commits() -> Iterator[Version]:
             print(f"left out: {error}")
 
 
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+def _git(*arguments: str) -> bytes:
+    done = subprocess.run(["git", *arguments], capture_output=True, check=False)
     if done.returncode:
-        raise UserError(f"git {arguments[0]} failed: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
+        said = done.stderr.decode(errors="replace").strip() or "no message"
+        raise UserError(f"git {arguments[0]} failed: {said.splitlines()[-1]}")
     return done.stdout
+
+
+def _committed() -> int:
+    """When the results in the working tree were committed, in ms; 0 if nobody knows."""
+    with suppress(UserError, ValueError):
+        return 1000 * int(_git("log", "-1", "--format=%ct", "--", "dvc.lock"))
+    return 0
 
 
 # --------------------------------------------------------------------------------------------------------------- runs
@@ -214,8 +247,9 @@ def _rebuild(run: tracking.Run, stage: str, entry: Entry, version: Version, is_c
             run.log_params(_json(outs["model.json"])["params"])
             run.log_metrics(_json(dep(f"reports/{chosen}")["metrics.json"]))
             run.set_tags({"model": chosen})
-            # The champion is the working tree's, not that of any commit.
-            run.register_kept(entry.flat["register.name"], outs, {"model": chosen}, champion=is_current)
+            # The champion is the working tree's, not that of any commit; and a later one of somebody else's stays.
+            at = _committed()
+            run.register_kept(entry.flat["register.name"], outs, {"model": chosen}, champion=is_current, time=at)
         case _:
             raise KeyError(f"no such stage: {stage}")
 

@@ -83,9 +83,10 @@ class Run:
         self.register_kept(name, files_of(bundle), tags)
 
     def register_kept(
-        self, name: str, bundle: Mapping[str, Path], tags: Mapping[str, Any], champion: bool = True
+        self, name: str, bundle: Mapping[str, Path], tags: Mapping[str, Any], champion: bool = True, **at: int
     ) -> None:
-        self._append("version", _with_code(bundle), name=name, tags=_texts(tags), champion=champion, **_about(bundle))
+        about = _about(bundle) | at
+        self._append("version", _with_code(bundle), name=name, tags=_texts(tags), champion=champion, **about)
 
     def log_trial(
         self, number: int, params: Mapping[str, Any], state: str, history: Sequence[Mapping[str, float]]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ import pytest
 from filelock import Timeout
 
 from pipeline import spool as spools
-from pipeline.spool import EVENTS, Spool
+from pipeline.spool import CUT, EVENTS, Spool
 from tests.imports import ROOT
 
 HOLD = """
@@ -76,7 +77,9 @@ def test_events_are_read_in_order_from_where_one_stopped(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("torn", [b'{"kind": "me', b"\0" * 50, b'[1]\n{"kind": "late"}\n', b"\xff\xfe\n"])
-def test_a_damaged_end_is_cut_and_the_rest_goes_on(tmp_path: Path, torn: bytes) -> None:
+def test_a_damaged_end_is_cut_and_told_and_kept_and_the_rest_goes_on(
+    tmp_path: Path, torn: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
     spool = begun(tmp_path)
     spool.append("metrics", metrics=[("loss", 1.0, 1)])
     with (spool.folder / EVENTS).open("ab") as file:
@@ -85,6 +88,8 @@ def test_a_damaged_end_is_cut_and_the_rest_goes_on(tmp_path: Path, torn: bytes) 
     spool.lock.release()
     again = spools.begin(tmp_path, "train", "key")
     assert again.folder == spool.folder
+    assert f"{EVENTS}: its last {len(torn)} bytes are damaged" in capsys.readouterr().out
+    assert (again.folder / CUT).read_bytes() == torn
     again.append("run", name="train", experiment="e", tags={})
     assert kinds(again) == ["run", "metrics", "run"]
     assert again.n_waiting == 1  # though more than there is now was sent
@@ -98,6 +103,32 @@ def test_what_was_killed_before_it_said_anything_leaves_nothing(tmp_path: Path) 
         spools.close_interrupted(tmp_path)
         assert not spool.folder.exists()
         assert spools.waiting(tmp_path) == []
+
+
+def test_a_spool_that_is_damaged_at_its_begin_is_put_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "runs"
+    spool = begun(root)
+    whole = (spool.folder / EVENTS).read_bytes()
+    (spool.folder / EVENTS).write_bytes(b"?" + whole + whole)
+    spool.lock.release()
+    assert spools.waiting(root) == []
+    assert not spool.folder.exists()
+    assert spools.n_refused(root) == 1
+    assert (tmp_path / "refused" / spool.folder.name / CUT).read_bytes() == b"?" + whole + whole
+    assert "its first event is damaged" in capsys.readouterr().out
+
+
+def test_an_event_that_a_full_disk_takes_in_part_is_taken_back(tmp_path: Path) -> None:
+    spool = begun(tmp_path)
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((spool.folder / EVENTS).stat().st_size + 10, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            spool.append("tags", tags={})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    spool.append("end", status="FAILED")
+    assert kinds(spool) == ["run", "end"]
 
 
 @pytest.mark.parametrize("content", ["", "x", "999999"])
@@ -172,13 +203,18 @@ def test_sent_and_finished_spools_go_others_stay_until_they_are_old(tmp_path: Pa
     assert [spool.folder.exists() for spool in (killed, unsent)] == [False, True]
 
 
-def test_a_folder_that_is_no_spool_is_removed(tmp_path: Path) -> None:
-    for name in ("train-key-123", ".half"):
-        (tmp_path / name / "files").mkdir(parents=True)
-    (tmp_path / ".half" / EVENTS).write_text(json.dumps({"kind": "run"}) + "\n")
-    begun(tmp_path)
-    assert not (tmp_path / "train-key-123").exists()
-    assert not (tmp_path / ".half").exists()
+def test_a_spool_that_was_never_whole_or_half_removed_goes_and_what_is_none_of_ours_stays(tmp_path: Path) -> None:
+    root, ours, others = tmp_path / "runs", ("train-key-0123456789ab", ".0123456789ab"), ("backup", ".half", "a-b-c")
+    for name in (*ours, *others):
+        (root / name / "files").mkdir(parents=True)
+        (root / name / "files/model").touch()
+    for name in (".0123456789ab", ".half", "a-b-c"):
+        (root / name / EVENTS).write_text(json.dumps({"kind": "run", "time": 1}) + "\n")
+    (root / "link-key-0123456789ab").symlink_to(root / "backup")
+    begun(root)
+    assert not any((root / name).exists() for name in ours)
+    assert all((root / name / "files/model").exists() for name in (*others, "link-key-0123456789ab"))
+    assert spools.n_waiting(root) == 1
 
 
 def test_kept_files_stay_as_they_were_when_the_stage_replaces_or_an_editor_changes_them(tmp_path: Path) -> None:
@@ -210,6 +246,7 @@ def test_a_rebuilt_run_is_there_once_and_whole_or_not_at_all(tmp_path: Path) -> 
     (found,) = spools.waiting(tmp_path)
     assert found.execution == "restoredkey"
     assert kinds(found) == ["run", "end"]
+    assert {event["time"] for event, _ in found.events()} == {0}  # as others have it who rebuild it
 
 
 def test_a_run_is_on_its_way_while_a_process_has_it_and_when_it_waits_whole(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable
 from functools import reduce
 from operator import getitem
@@ -11,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from ruamel.yaml import YAML
 
 from pipeline import config, delivery, objects, tracking, versions
+from pipeline import spool as spools
 from pipeline.errors import UserError
 from pipeline.sync import sync
 from tests.conftest import write_params
@@ -186,6 +189,155 @@ def test_a_commit_whose_lock_is_torn_is_left_out(
     said = capsys.readouterr().out
     assert "left out: dvc.lock or params.yaml of " in said
     assert "all 1 stages" in said
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("params.yaml", b"data: \xff\n"),
+        ("dvc.lock", b"stages: " + b"[" * 1000),
+        ("dvc.lock", b"stages: {train@../../x: {}}"),
+        ("dvc.lock", b"stages: {fetch: {params: [1]}}"),
+    ],
+)
+def test_a_commit_of_another_format_is_left_out(
+    project: Callable[..., Path], capsys: pytest.CaptureFixture[str], file: str, content: bytes
+) -> None:
+    folder = project(IRIS)
+    git("init", "--quiet")
+    run_chain("fetch")
+    lock("fetch")
+    before = {name: (folder / name).read_bytes() for name in ("params.yaml", "dvc.lock")}
+    Path(file).write_bytes(content)
+    git("add", "params.yaml", "dvc.lock")
+    git("commit", "--quiet", "--message", "of another time")
+    for name, was in before.items():
+        Path(name).write_bytes(was)
+    sync(all_commits=True)
+    said = capsys.readouterr().out
+    assert "left out: dvc.lock or params.yaml of " in said
+    assert "all 1 stages" in said
+
+
+@pytest.mark.parametrize("content", ["[1]", '"text"', "\xff", "{}", "[" * 100_000])
+def test_a_stage_with_files_of_another_format_is_left_out_and_not_counted(
+    project: Callable[..., Path], capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    project(IRIS)
+    run_chain("fetch")
+    Path("data/prepared").mkdir()
+    Path("data/prepared/schema.json").write_text(content, encoding="latin-1")
+    lock("fetch", "prepare")
+    sync()
+    said = capsys.readouterr().out
+    assert "prepare of the working tree is not as this version writes it" in said
+    assert "all 1 stages" in said
+    assert set(runs()) == {"fetch"}
+
+
+def test_a_commit_whose_parameters_have_an_empty_section_is_rebuilt_or_left_out(
+    project: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = project(IRIS)
+    git("init", "--quiet")
+    run_chain("fetch")
+    lock("fetch")
+    whole = (folder / "params.yaml").read_text()
+    locked = json.loads(Path("dvc.lock").read_text())
+    locked["stages"]["fetch"]["params"]["params.yaml"] = {"data.source": "sklearn:wine"}
+    now = Path("dvc.lock").read_text()
+    Path("dvc.lock").write_text(json.dumps(locked))
+    Path("params.yaml").write_text("data: null\n")
+    git("add", "params.yaml", "dvc.lock")
+    git("commit", "--quiet", "--message", "of another time")
+    Path("params.yaml").write_text(whole)
+    Path("dvc.lock").write_text(now)
+    sync(all_commits=True)
+    said = capsys.readouterr().out
+    assert "is not as this version writes it" in said
+    assert "all 1 stages" in said
+
+
+def test_what_mlflow_does_not_take_is_put_aside_and_ends_a_sync_with_an_error(
+    project: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = project(IRIS)
+    run_chain("fetch")
+    lock("fetch")
+    spool = spools.begin(folder / spools.SPOOLS, "fetch", "key")
+    spool.append("run", name="fetch", experiment="nycflights", tags={})
+    spool.append("shiny")
+    spool.append("end", status="FINISHED")
+    spool.lock.release()
+    for said in ("tells of shiny, which this version", "all 1 stages"):
+        with pytest.raises(UserError, match=r"1 runs are not in MLflow, .* lies in \.state/refused"):
+            sync()
+        assert said in capsys.readouterr().out
+    shutil.rmtree(folder / spools.REFUSED)
+    sync()
+
+
+def test_spools_that_another_process_holds_for_long_are_named(
+    project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = project(IRIS)
+    (folder / spools.SPOOLS).mkdir(parents=True)
+    monkeypatch.setattr(spools, "LOCK_SECONDS", 0.1)
+    with FileLock(folder / spools.SPOOLS / "lock"), pytest.raises(UserError, match="another process is busy in"):
+        sync()
+
+
+def send_at_once(deliveries: list[delivery.Delivery]) -> list[Exception]:
+    errors, together = list[Exception](), threading.Barrier(len(deliveries), timeout=60)
+
+    def send(one: delivery.Delivery) -> None:
+        try:
+            together.wait()
+            one.send()
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=send, args=(one,)) for one in deliveries]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return errors
+
+
+def test_two_clones_that_rebuild_the_same_end_with_one_run_and_each_point_once(
+    project: Callable[..., Path], database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = project(IRIS)
+    run_chain()
+    lock()
+    before = set(runs())
+    forget(folder, database)
+
+    def twice(writer: delivery.Writer, client: MlflowClient) -> None:
+        """Each spool by two, of which none finds a run yet."""
+        for spool in spools.waiting(writer._root):
+            shutil.copytree(spool.folder, folder / "clone" / spool.folder.name)
+            both = spool, spools.Spool(folder / "clone" / spool.folder.name)
+            errors = send_at_once([delivery.Delivery(client, one, delivery.Progress()) for one in both])
+            for error in errors:  # what both wrote at the same moment
+                assert delivery._passes(error), error
+            for one in both if errors else ():
+                delivery.Delivery(client, one, delivery.Progress()).send()
+            spool.remove()
+            spool.lock.release()
+
+    monkeypatch.setattr(delivery.Writer, "_replay", twice)
+    sync()
+    after = runs()
+    client = MlflowClient(delivery.tracking_uri(config.load().tracking))
+    assert set(after) == before
+    assert {run.info.status for run in after.values()} == {"FINISHED"}
+    for run in after.values():
+        for metric in run.data.metrics:
+            steps = [point.step for point in client.get_metric_history(run.info.run_id, metric)]
+            assert len(steps) == len(set(steps)), (run.info.run_name, metric)
+    assert [version.version for version in client.search_model_versions()] == [1]
 
 
 def test_names_that_lead_out_of_an_output_are_not_followed(project: Callable[..., Path]) -> None:

@@ -1,5 +1,6 @@
 """Runs, their tags and their database."""
 
+import _thread
 import json
 import multiprocessing
 import os
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
+from mlflow.protos import databricks_pb2
 
 from pipeline import config, delivery, tracking, versions
 from pipeline import spool as spools
@@ -302,9 +305,9 @@ class Slow:
     """Stands in for what brings events to MLflow."""
 
     def __init__(self, seconds: float, error: Exception | None = None) -> None:
-        self.seconds, self.error = seconds, error
+        self.seconds, self.error, self.ended = seconds, error, None
 
-    def __call__(self, *_: Any) -> "Slow":
+    def __call__(self, *_: Any, **__: Any) -> "Slow":
         return self
 
     def send(self) -> None:
@@ -328,8 +331,9 @@ def test_logging_waits_for_no_server_and_the_end_only_so_long(
     assert re.search(r"does not answer \(waited \d s\); 4 events wait in \.state/runs", capsys.readouterr().out)
 
 
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "postgresql://127.0.0.1:9/runs"])
 def test_a_server_that_gets_on_slowly_is_not_waited_for_longer(
-    project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], uri: str
 ) -> None:
     project(IRIS)
     monkeypatch.setattr(delivery, "SERVER_SECONDS", 1.0)
@@ -341,30 +345,180 @@ def test_a_server_that_gets_on_slowly_is_not_waited_for_longer(
             time.sleep(0.05)
 
     monkeypatch.setattr(delivery.Writer, "_send", in_steps)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with tracking.stage_run("fetch", config.load()):
         ended = time.monotonic()
     assert time.monotonic() - ended < 3
     assert "does not answer (waited 1 s)" in capsys.readouterr().out
 
 
-def test_one_spool_that_cannot_be_sent_does_not_hold_up_the_others(
-    project: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+def test_a_database_that_another_process_makes_is_not_waited_for_longer(project: Callable[..., Path]) -> None:
+    folder = project(IRIS)
+    (folder / "mlflow.db").unlink()
+    with FileLock(folder / "mlflow.lock"):
+        with tracking.stage_run("fetch", config.load()):
+            ended = time.monotonic()
+        assert time.monotonic() - ended < 5
+
+
+def test_an_interrupt_while_the_end_waits_ends_the_waiting_and_not_the_stage(
+    project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project(IRIS)
+    monkeypatch.setattr(delivery, "Delivery", Slow(3))
+    try:
+        with tracking.stage_run("fetch", config.load()):
+            threading.Timer(1.0, _thread.interrupt_main).start()
+            ended = time.monotonic()
+    except KeyboardInterrupt:
+        pytest.fail("the stage is interrupted, whose work is done")
+    assert time.monotonic() - ended < 2
+    assert "wait in .state/runs" in capsys.readouterr().out
+
+
+def spooled_run(key: str, *events: dict[str, Any], stage: str = "fetch") -> None:
+    """What a stage left that ended while MLflow did not answer."""
+    spool = spools.begin(Path.cwd() / SPOOLS, stage, key)
+    spool.append("run", name=f"{stage} {key}", experiment="nycflights", tags={"stage": stage})
+    for event in events:
+        spool.append(**event)
+    spool.append("end", status="FINISHED")
+    spool.lock.release()
+
+
+@pytest.mark.parametrize(
+    "event", [{"kind": "params", "lost": "the rest"}, {"kind": "shiny"}, {"kind": "tags", "tags": None}]
+)
+def test_one_spool_that_cannot_be_sent_is_put_aside_and_does_not_hold_up_the_others(
+    project: Callable[..., Path], capsys: pytest.CaptureFixture[str], event: dict[str, Any]
+) -> None:
+    root = project(IRIS) / SPOOLS
+    spooled_run("a", event)
+    spooled_run("b")
+    spools.begin(root, "fetch", "c").lock.release()  # killed before its first event
+    for _ in range(2):
+        assert delivery.Writer(config.load().tracking, None).close(60.0) is None
+    assert capsys.readouterr().out.count("tracking: fetch-a-") == 1
+    assert [run.info.run_name for run in all_runs() if run.info.status == "FINISHED"] == ["fetch b"]
+    assert not list(root.glob("fetch-*"))
+    assert spools.n_refused(root) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MlflowException("gone"),
+        MlflowException("locked", databricks_pb2.TEMPORARILY_UNAVAILABLE),
+        MlflowException("no password", databricks_pb2.UNAUTHENTICATED),
+        ConnectionError("refused"),
+        OSError(28, "No space left on device"),
+    ],
+)
+def test_what_may_pass_is_tried_again(
+    project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    root, real = project(IRIS) / SPOOLS, delivery.Delivery
+    spooled_run("a")
+    monkeypatch.setattr(delivery, "Delivery", Slow(0, error))
+    assert "1 events" not in str(delivery.Writer(config.load().tracking, None).close(60.0))
+    assert spools.n_refused(root) == 0
+    monkeypatch.setattr(delivery, "Delivery", real)
+    assert delivery.Writer(config.load().tracking, None).close(60.0) is None
+    assert only_run().info.status == "FINISHED"
+
+
+def test_a_version_that_comes_late_leaves_a_later_champion_and_a_new_one_does_not(
+    project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = project(IRIS)
-    root = folder / SPOOLS
-    for key in "ab":
-        spool = spools.begin(root, "fetch", key)
-        spool.append("run", name=f"fetch {key}", experiment="nycflights", tags={"stage": "fetch"})
-        if key == "a":
-            spool.append("params", lost="the rest")
-        spool.append("end", status="FINISHED")
+
+    def register(model: str) -> None:
+        (folder / model).mkdir(exist_ok=True)
+        (folder / model / "model.json").write_text(json.dumps(model))
+        with tracking.stage_run("register", config.load()) as run:
+            run.register("iris", folder / model, {"model": model})
+
+    def champion() -> str:
+        return str(here().get_model_version_by_alias("iris", "champion").tags["model"])
+
+    def without_server(model: str) -> None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        register(model)
+        monkeypatch.delenv("MLFLOW_TRACKING_URI")
+
+    for name in ("models/train", "models/search", "models/finetune", "reports"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    without_server("first")
+    held = spools.waiting(folder / SPOOLS)  # as in another clone, which is not there when the others send
+    register("second")
+    assert champion() == "second"
+    for spool in held:
         spool.lock.release()
-    spools.begin(root, "fetch", "c").lock.release()  # killed before its first event
     assert delivery.Writer(config.load().tracking, None).close(60.0) is None
-    assert "fetch-a" in capsys.readouterr().out
-    assert [run.info.run_name for run in all_runs() if run.info.status == "FINISHED"] == ["fetch b"]
-    assert not list(root.glob("fetch-c-*"))
+    assert champion() == "second"
+    assert len(here().search_model_versions("name = 'iris'")) == 2
+    without_server("third")
+    without_server("fourth")  # made when the server has the third not yet
+    assert delivery.Writer(config.load().tracking, None).close(60.0) is None
+    assert champion() == "fourth"
+    register("first")
+    assert champion() == "first"
+
+
+def test_of_two_who_register_a_model_at_once_the_first_has_the_version(
+    project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = project(IRIS)
+    (folder / "bundle").mkdir()
+    (folder / "bundle/model.json").write_text("{}")
+    create = MlflowClient.create_model_version
+
+    def after_another(*request: Any, **more: Any) -> Any:
+        create(*request, **more)
+        return create(*request, **more)
+
+    monkeypatch.setattr(MlflowClient, "create_model_version", after_another)
+    with tracking.stage_run("fetch", config.load()) as run:
+        run.register("iris", folder / "bundle", {"model": "train"})
+    assert [version.version for version in here().search_model_versions()] == [1]
+    assert here().get_model_version_by_alias("iris", "champion").version == 1
+
+
+def test_a_run_that_the_server_makes_after_it_was_asked_again_is_no_double(
+    project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project(IRIS)
+    spooled_run("a", {"kind": "metrics", "metrics": [("val/loss", 0.5, 1)]})
+    create = MlflowClient.create_run
+
+    def without_answer(*_: Any) -> Run:
+        raise MlflowException("timeout")
+
+    def with_the_late_one(*request: Any) -> Run:
+        create(*request)
+        return create(*request)
+
+    monkeypatch.setattr(MlflowClient, "create_run", without_answer)
+    assert "timeout" in str(delivery.Writer(config.load().tracking, None).close(60.0))
+    monkeypatch.setattr(MlflowClient, "create_run", with_the_late_one)
+    assert delivery.Writer(config.load().tracking, None).close(60.0) is None
+    assert curve(only_run()) == [(1, 0.5)]
+
+
+def test_a_journal_is_read_from_where_it_is(project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    project(IRIS)
+    events, starts = tracking.Spool.events, list[int]()
+    monkeypatch.setattr(delivery, "SECONDS_BETWEEN_WRITES", 0.05)
+    monkeypatch.setattr(
+        tracking.Spool, "events", lambda spool, start=0: (starts.append(start), events(spool, start))[1]
+    )
+    with tracking.stage_run("fetch", config.load()) as run:
+        for epoch in range(1, 21):
+            run.log_epochs(rows(epoch))
+            time.sleep(0.05)
+    assert len(curve(only_run())) == 20
+    assert starts.count(0) == 1
+    assert len(starts) > 5
 
 
 def test_columns_of_any_name_are_among_the_parameters(project: Callable[..., Path]) -> None:

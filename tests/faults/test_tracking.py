@@ -67,7 +67,9 @@ def running(folder: Path, code: str, *arguments: str, uri: str | None = None) ->
     )
     try:
         assert process.stdout is not None
-        assert process.stdout.readline() == "running\n"
+        while (line := process.stdout.readline()).startswith("tracking: "):
+            pass  # of what a former one left
+        assert line == "running\n"
         yield process
     finally:
         process.kill()
@@ -233,6 +235,27 @@ def test_a_server_that_dies_in_the_middle_and_comes_back(
                 with server(home, port):
                     replay(folder, uri)
             holds_once(own(home), trial + 1)
+
+
+def test_a_server_that_hangs_and_answers_late(
+    project: Callable[..., Path], tally: Tally, tmp_path_factory: pytest.TempPathFactory, database: Path
+) -> None:
+    folder, home = project(IRIS), tmp_path_factory.mktemp("server")
+    shutil.copy(database, home / "mlflow.db")
+    port, rng = free_port(), random.Random(5)
+    uri = f"http://127.0.0.1:{port}"
+    with server(home, port) as process:
+        for trial in range(tally.times(1, 10)):
+            with tally.trial("tracking hangs, then answers late"):
+                with stage(folder, uri, slow=0.2) as logging:
+                    time.sleep(rng.uniform(0, 0.2 * EPOCHS * 0.7))
+                    os.killpg(process.pid, signal.SIGSTOP)
+                    try:
+                        ends_well(folder, logging)
+                    finally:
+                        os.killpg(process.pid, signal.SIGCONT)
+                replay(folder, uri)
+                holds_once(own(home), trial + 1)
 
 
 @pytest.mark.parametrize("how", ["EXCLUSIVE", "IMMEDIATE"])
