@@ -452,9 +452,12 @@ def state() -> Iterator[Finding]:
         # Younger ones may be gone on with, when the parameters are what they were.
         if time.time() - folder.stat().st_mtime > checkpoints.STALE_DAYS * 86_400:
             yield Finding(f"{folder} has not been gone on with for days", f"rm -r {shlex.quote(str(folder))}")
-    waiting = spool.n_waiting(versions.project_root() / spool.SPOOLS)
+    root = versions.project_root() / spool.SPOOLS
+    waiting = spool.n_waiting(root)
     if waiting and not running:
         yield Finding(f"{waiting} events of stages wait to be sent to MLflow", "python -m pipeline sync")
+    if refused := spool.n_refused(root):
+        yield Finding(f"{refused} runs were not taken by MLflow", spool.remedy(spool.REFUSED))
 
 
 def bundles() -> Iterator[Finding]:

@@ -373,6 +373,13 @@ def test_what_runs_what_waits_and_what_is_of_no_use_is_told(
     call(folder, "bash", "-c", finding.remedy)
     assert found(".state") == []
     root = folder / spool.SPOOLS
+    refused = spool.begin(root, "fetch", "0")
+    refused.append("run", status=None)
+    refused.put_aside("a reason")
+    (finding,) = found(".state")
+    assert finding.what == "1 runs were not taken by MLflow"
+    assert finding.remedy.startswith("it lies in .state/refused; ")
+    shutil.rmtree(folder / spool.REFUSED)
     spool.begin(root, "fetch", "0").append("run", status=None)
     (finding,) = found(".state")
     assert finding.remedy == "python -m pipeline sync"
