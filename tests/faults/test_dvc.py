@@ -272,7 +272,8 @@ def test_a_flipped_byte_in_the_cache_is_found_though_dvc_calls_it_clean(
                 shutil.rmtree(folder / "data")
                 call(folder, "git", "checkout", "--", "data")
                 call(folder, "dvc", "checkout")
-            assert "up to date" in call(folder, "dvc", "status") or path.suffix == ".dir"
+            if path.suffix != ".dir":  # from a damaged list DVC may hear of a change, or end in a KeyError
+                assert "up to date" in call(folder, "dvc", "status")
             assert any(str(path.relative_to(folder)) in finding.remedy for finding in found())
             mended(folder, reproduced)
 
