@@ -280,7 +280,7 @@ def bad(project: Callable[..., Path], changes: dict[str, Any], *stages: str) -> 
         ({"data.source": "sklearn:irs"}, "iris"),
         ({"data.source": "nowhere.csv"}, "does not exist"),
         ({"model.init": "zeros"}, "overfit check"),
-        ({"train.lr": 1e30, "train.overfit": None}, "no longer finite in epoch"),
+        ({"train.lr": 1e9, "train.overfit": None}, "no longer finite in epoch"),
         ({"finetune.freeze": ["9.*"], "data.transfer": {"column": "sepal width (cm)", "values": [3.0, 2.8, 3.2]}}, "no parameter matches '9.*'"),
         ({"register.minimum": 1.1}, "below register.minimum 1.1"),
     ],
@@ -292,7 +292,7 @@ def test_bad_input_ends_in_one_line_that_names_place_and_rule(
 
 
 def test_a_diverged_run_is_marked_failed(project: Callable[..., Path]) -> None:
-    bad(project, {"train.lr": 1e30, "train.overfit": None}, "fetch", "prepare", "train")
+    bad(project, {"train.lr": 1e9, "train.overfit": None}, "fetch", "prepare", "train")
     from mlflow import MlflowClient
 
     client = MlflowClient(delivery.tracking_uri(config.load().tracking))
