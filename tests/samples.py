@@ -125,6 +125,14 @@ def settings(**train: Any) -> Train:
     return Train(**{**plain, **train})
 
 
+def put(tree: dict[str, Any], place: list[str], value: Any) -> None:
+    """Set the value at `place`, section by section, in a tree of sections."""
+    *sections, key = place
+    for section in sections:
+        tree = tree.setdefault(section, {})
+    tree[key] = value
+
+
 def configuration(task: Task = "multiclass", **leaves: Any) -> Config:
     """A whole configuration; `leaves` are dotted names with `__` for the dot."""
     values = {
@@ -136,9 +144,5 @@ def configuration(task: Task = "multiclass", **leaves: Any) -> Config:
         "register": {"name": "model", "metric": "val.accuracy", "minimum": 0.5},
     }
     for name, value in leaves.items():
-        *sections, key = name.split("__")
-        node = values
-        for section in sections:
-            node = node.setdefault(section, {})
-        node[key] = value
+        put(values, name.split("__"), value)
     return config.from_mapping(values)

@@ -104,11 +104,7 @@ def size(rng: random.Random) -> str:
             value = rng.choice([value, 10.0 ** rng.randrange(-50, 50), rng.choice(edges)])
         values[name] = [value] * rng.choice([1, 2, 2, 100]) if name == "model.hidden" else value
     for name, value in values.items():
-        *sections, key = name.split(".")
-        node = tree
-        for section in sections:
-            node = node.setdefault(section, {})
-        node[key] = value
+        samples.put(tree, name.split("."), value)
     return config.dump_yaml(tree)
 
 

@@ -215,12 +215,18 @@ def server(folder: Path, port: int) -> Iterator["subprocess.Popen[bytes]"]:
         process.wait()
 
 
+@pytest.fixture
+def home(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Path:
+    """Where a server is at home, with a database that has nothing yet."""
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(database, folder / "mlflow.db")
+    return folder
+
+
 def test_a_server_that_dies_in_the_middle_and_comes_back(
-    project: Callable[..., Path], tally: Tally, tmp_path_factory: pytest.TempPathFactory, database: Path
+    project: Callable[..., Path], tally: Tally, home: Path
 ) -> None:
-    folder, home = project(IRIS), tmp_path_factory.mktemp("server")
-    shutil.copy(database, home / "mlflow.db")
-    port, rng = free_port(), random.Random(0)
+    folder, port, rng = project(IRIS), free_port(), random.Random(0)
     for trial in range(tally.times(1, 10)):
         with tally.trial("tracking dies in the middle"):
             uri = f"http://127.0.0.1:{port}"
@@ -237,12 +243,8 @@ def test_a_server_that_dies_in_the_middle_and_comes_back(
             holds_once(own(home), trial + 1)
 
 
-def test_a_server_that_hangs_and_answers_late(
-    project: Callable[..., Path], tally: Tally, tmp_path_factory: pytest.TempPathFactory, database: Path
-) -> None:
-    folder, home = project(IRIS), tmp_path_factory.mktemp("server")
-    shutil.copy(database, home / "mlflow.db")
-    port, rng = free_port(), random.Random(5)
+def test_a_server_that_hangs_and_answers_late(project: Callable[..., Path], tally: Tally, home: Path) -> None:
+    folder, port, rng = project(IRIS), free_port(), random.Random(5)
     uri = f"http://127.0.0.1:{port}"
     with server(home, port) as process:
         for trial in range(tally.times(1, 10)):
