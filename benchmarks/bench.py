@@ -24,10 +24,12 @@ from threadpoolctl import threadpool_limits
 from benchmarks import competitors
 from benchmarks.competitors import TEXTBOOK, timed
 from benchmarks.tables import Table, configured, flights, synthetic
-from pipeline import config, files
-from pipeline.search import Search, Work, search, workers
-from pipeline.settings import Config
-from pipeline.training import fit, new_members
+from pipeline.core import config, files
+from pipeline.core.settings import Config
+from pipeline.stages.search.study import Search, search
+from pipeline.stages.search.trials import Work
+from pipeline.stages.search.workers import workers
+from pipeline.training.loop import fit, new_members
 
 HERE = Path(__file__).parent
 REPEATS = 5
@@ -226,7 +228,7 @@ def measured_alone(n_rows: int, n_columns: int) -> dict[str, float]:
 
 def one_size(n_rows: int, n_columns: int) -> None:
     """An epoch of the default preset over random tensors; prints seconds, and peak memory above the libraries' in multiples of the arrays."""
-    from pipeline.data import TabularData
+    from pipeline.tables.tensors import TabularData
 
     torch.set_num_threads(1)
     leaves = {"train__epochs": 1, "train__batch_size": 512, "model__ensemble": 1}

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.tables import Table
-from pipeline.data import generator
-from pipeline.model import bin_edges, build_network
-from pipeline.settings import Config
+from pipeline.core.settings import Config
+from pipeline.networks.build import build_network
+from pipeline.networks.device import generator
+from pipeline.networks.modules import bin_edges
 
 LR, MOMENTUM, DECAY, DROPOUT = 0.05, 0.9, 1e-5, 0.1
 TEXTBOOK = {

@@ -22,9 +22,10 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from benchmarks import competitors
 from benchmarks.tables import Table, configured, flights, made_ready
-from pipeline import datasets, files
-from pipeline.settings import Config, Csv
-from pipeline.training import evaluate, fit, new_members
+from pipeline.core import files
+from pipeline.core.settings import Config, Csv
+from pipeline.sources import readers
+from pipeline.training.loop import evaluate, fit, new_members
 
 HERE = Path(__file__).parent
 SEEDS = 5
@@ -110,7 +111,7 @@ SMALL = {"breast_cancer": "binary", "wine": "multiclass", "digits": "multiclass"
 def on_small_tables() -> Iterator[Row]:
     """Repeated stratified 5-fold cross-validation; of the training rows ours keeps a tenth to validate on."""
     for name, task in SMALL.items():
-        table = datasets.read(f"sklearn:{name}", Csv())
+        table = readers.read(f"sklearn:{name}", Csv())
         y = table["target"]
         regression = task == "regression"
         folds = (RepeatedKFold if regression else RepeatedStratifiedKFold)(n_splits=5, n_repeats=2, random_state=0)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline import files
+from pipeline.core import files
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"

@@ -16,11 +16,11 @@ def main() -> None:
     stage, _, item = name.partition("@")
     sys.argv = [stage, *([item] if item else [])]
     start = time.perf_counter()
-    module = importlib.import_module(f"pipeline.stages.{stage}")
+    module = importlib.import_module(f"pipeline.stages.{stage}.stage")
     # What stages import only when they use it belongs to imports too.
-    importlib.import_module("pipeline.tracking")
+    importlib.import_module("pipeline.tracking.runs")
     imported = time.perf_counter()
-    from pipeline import delivery, tracking
+    from pipeline.tracking import delivery, runs
 
     spent, depth = 0.0, 0
 
@@ -50,14 +50,14 @@ def main() -> None:
         return run
 
     for owner, names in (
-        (tracking.Run, ("_append",)),
+        (runs.Run, ("_append",)),
         (delivery.Writer, ("close",)),
-        (tracking, ("stage_entry", "origin", "_begin")),
+        (runs, ("stage_entry", "origin", "_begin")),
     ):
         for name in names:
             setattr(owner, name, counted(getattr(owner, name)))
     if untracked:
-        tracking.Run.log_trial = lambda *arguments: None  # type: ignore[method-assign]
+        runs.Run.log_trial = lambda *arguments: None  # type: ignore[method-assign]
     searched = 0.0
     for owner, part in ((module, "search"), (delivery.Writer, "close")) if stage == "search" else ():
         setattr(owner, part, timed(getattr(owner, part)))

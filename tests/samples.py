@@ -9,15 +9,18 @@ import pandas as pd
 import torch
 from torch import nn
 
-from pipeline import config, datasets
-from pipeline.bundle import Bundle
-from pipeline.data import TabularData, generator
-from pipeline.model import bin_edges, build_network
-from pipeline.preparation import Prepared, prepare
-from pipeline.preprocessing import Preprocessor
-from pipeline.schema import Schema, Target
-from pipeline.settings import Config, Csv, Data, Model, Task, Train
-from pipeline.training import Member, OnEpoch, fit
+from pipeline.core import config
+from pipeline.core.settings import Config, Csv, Data, Model, Task, Train
+from pipeline.networks.build import build_network
+from pipeline.networks.bundle import Bundle
+from pipeline.networks.device import generator
+from pipeline.networks.modules import bin_edges
+from pipeline.sources import readers
+from pipeline.stages.prepare.preparation import Prepared, prepare
+from pipeline.tables.preprocessing import Preprocessor
+from pipeline.tables.schema import Schema, Target
+from pipeline.tables.tensors import TabularData
+from pipeline.training.loop import Member, OnEpoch, fit
 
 torch.set_num_threads(1)
 
@@ -77,7 +80,7 @@ def sample(name: str) -> Sample:
     if name == "mixed":
         return make(mixed(), Data(source="mixed", target="sold", task="binary"))
     source = f"sklearn:{name}"
-    return make(datasets.read(source, Csv()), Data(source=source, target="target", task=SOURCES[name]))
+    return make(readers.read(source, Csv()), Data(source=source, target="target", task=SOURCES[name]))
 
 
 def mixed() -> pd.DataFrame:

@@ -4,10 +4,11 @@ import pytest
 import torch
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
-from pipeline import metrics
-from pipeline.baseline import Trees, constant_outputs
-from pipeline.schema import Target
-from pipeline.settings import Data
+from pipeline.core.settings import Data
+from pipeline.evaluation import metrics
+from pipeline.networks import losses
+from pipeline.stages.baseline.trees import Trees, constant_outputs
+from pipeline.tables.schema import Target
 from tests import samples
 
 
@@ -16,7 +17,7 @@ def fitted(of, seed=0):
 
 
 def judged(of, trees, split="test"):
-    return metrics.predictions(trees.outputs(of.features.iloc[of.rows[split]]), of.target.task)
+    return losses.predictions(trees.outputs(of.features.iloc[of.rows[split]]), of.target.task)
 
 
 @pytest.mark.parametrize("name", ["wine", "breast_cancer", "diabetes"])
@@ -32,7 +33,7 @@ def test_trees_predict_what_scikit_learns_predict_on_the_raw_numbers(name):
         assert outputs[:, 0].numpy() == pytest.approx(reference.predict(x[test]), abs=1e-4)
     else:
         reference = HistGradientBoostingClassifier(random_state=0).fit(x[train], y[train])
-        predicted = metrics.predictions(outputs, of.target.task)
+        predicted = losses.predictions(outputs, of.target.task)
         assert predicted.numpy() == pytest.approx(reference.predict_proba(x[test]), abs=1e-5)
 
 
@@ -49,14 +50,14 @@ def test_trees_beat_the_constant_and_repeat():
     of = samples.sample("mixed")
     chances = judged(of, fitted(of))
     assert torch.equal(chances, judged(of, fitted(of)))
-    constant = metrics.predictions(constant_outputs(of.train.y, len(of.test), of.target), "binary")
+    constant = losses.predictions(constant_outputs(of.train.y, len(of.test), of.target), "binary")
     assert metrics.accuracy(chances.argmax(1), of.test.y) > metrics.accuracy(constant.argmax(1), of.test.y)
 
 
 @pytest.mark.parametrize(("name", "n"), [("wine", 5), ("breast_cancer", 1), ("mixed", 7)])
 def test_constant_outputs_give_each_row_the_class_shares(name, n):
     of = samples.sample(name)
-    chances = metrics.predictions(constant_outputs(of.train.y, n, of.target), of.target.task)
+    chances = losses.predictions(constant_outputs(of.train.y, n, of.target), of.target.task)
     shares = np.bincount(of.train.y) / len(of.train)
     assert chances.numpy() == pytest.approx(np.tile(shares, (n, 1)), abs=1e-6)
 
@@ -73,8 +74,8 @@ def test_constant_outputs_of_a_regression_are_the_mean():
 def test_the_share_of_an_absent_class_is_next_to_nothing_and_its_loss_finite():
     target = Target(name="y", task="multiclass", classes=("a", "b", "c"))
     outputs = constant_outputs(torch.tensor([0, 0, 1]), 2, target)
-    assert metrics.predictions(outputs, "multiclass")[0].numpy() == pytest.approx([2 / 3, 1 / 3, 0], abs=1e-6)
-    assert metrics.loss(outputs, torch.tensor([2, 0]), "multiclass").isfinite()
+    assert losses.predictions(outputs, "multiclass")[0].numpy() == pytest.approx([2 / 3, 1 / 3, 0], abs=1e-6)
+    assert losses.loss(outputs, torch.tensor([2, 0]), "multiclass").isfinite()
 
 
 def test_a_class_with_one_training_row_does_not_stop_the_trees():

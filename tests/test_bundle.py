@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline import files
-from pipeline.bundle import DESCRIPTION, HISTORY, WEIGHTS, load_bundle, save_bundle
-from pipeline.errors import UserError
-from pipeline.settings import Data
-from pipeline.training import predict
+from pipeline.core import files
+from pipeline.core.errors import UserError
+from pipeline.core.settings import Data
+from pipeline.networks.bundle import DESCRIPTION, HISTORY, WEIGHTS, load_bundle, save_bundle
+from pipeline.networks.stack import predict
 from tests import samples
 
 NAMES = (DESCRIPTION, WEIGHTS, HISTORY)

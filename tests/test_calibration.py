@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import metrics
-from pipeline.calibration import fit_temperature
-from pipeline.data import generator
+from pipeline.evaluation import metrics
+from pipeline.networks import losses
+from pipeline.networks.device import generator
+from pipeline.training.calibration import fit_temperature
 from tests import samples
 
 TASKS = pytest.mark.parametrize("task", ["binary", "multiclass"])
@@ -23,7 +24,7 @@ def drawn(task, temperature, n=20_000, sure=2.0, seed=0):
 
 
 def loss(outputs, y, task, temperature=1.0):
-    return float(metrics.loss(outputs.double() / temperature, y, task))
+    return float(losses.loss(outputs.double() / temperature, y, task))
 
 
 @TASKS
@@ -33,7 +34,7 @@ def test_the_temperature_that_made_outputs_too_sure_is_found(task, temperature):
     found = fit_temperature(outputs, y, task)
     assert found == pytest.approx(temperature, rel=0.05)
     before, after = (
-        metrics.calibration_error(metrics.predictions(scaled, task), y) for scaled in (outputs, outputs / found)
+        metrics.calibration_error(losses.predictions(scaled, task), y) for scaled in (outputs, outputs / found)
     )
     assert after < 0.02
     assert after < before or temperature == 1.0
@@ -61,7 +62,7 @@ def test_the_temperature_is_the_most_probable_where_its_logarithm_is_normal_with
 @pytest.mark.parametrize("seed", range(5))
 def test_a_few_rows_that_are_all_right_do_not_make_a_network_certain(task, n, seed):
     outputs, y = drawn(task, 1.0, sure=6.0, seed=seed)
-    right = metrics.row_scores(outputs, y, task).nonzero()[:n, 0]
+    right = losses.row_scores(outputs, y, task).nonzero()[:n, 0]
     found = fit_temperature(outputs[right], y[right], task)
     assert 0.5 < found < 1.5
     held_out = [loss(*drawn(task, 1.0, sure=6.0, seed=9), task, temperature) for temperature in (1.0, found, 0.05)]
@@ -109,7 +110,7 @@ def test_a_calibrated_bundle_predicts_the_same_label_with_other_probabilities(na
     calibrated = bundle.calibrated(of.val)
     before, after = bundle.predict(of.raw), calibrated.predict(of.raw)
     assert before["prediction"].equals(after["prediction"])
-    loss = [metrics.loss(bundle.outputs(of.val) / t, of.val.y, of.target.task) for t in (1.0, calibrated.temperature)]
+    loss = [losses.loss(bundle.outputs(of.val) / t, of.val.y, of.target.task) for t in (1.0, calibrated.temperature)]
     assert loss[1] <= loss[0]
     if name != "diabetes":
         assert calibrated.temperature != 1.0

@@ -3,9 +3,10 @@ import dataclasses
 import pytest
 from markdown_it import MarkdownIt
 
-from pipeline.champion import choose, model_card
-from pipeline.errors import UserError
-from pipeline.settings import Data, Register
+from pipeline.core.errors import UserError
+from pipeline.core.settings import Data, Register
+from pipeline.stages.register.model_card import model_card
+from pipeline.stages.register.selection import choose
 from tests import samples
 
 SCORES = {

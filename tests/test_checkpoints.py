@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from pipeline import checkpoints, files
-from pipeline.checkpoints import Checkpoints, opened
-from pipeline.training import fit
+from pipeline.core import files
+from pipeline.training import checkpoints
+from pipeline.training.checkpoints import Checkpoints, opened
+from pipeline.training.loop import fit
 from tests import samples
 from tests.test_stack import KINDS, largest_difference, members_of
 

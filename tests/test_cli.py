@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline import cli, config
-from pipeline.bundle import load_bundle
+from pipeline.commands import cli, predict
+from pipeline.core import config
+from pipeline.networks.bundle import load_bundle
 from tests.test_stages import run_chain
 
 
@@ -37,7 +38,7 @@ def test_predict_writes_label_and_probabilities_in_the_order_of_the_rows(
         {"more": ["x"] * 5, "colour": ["red", "blue", None, "blue", "pink"], "weight": [2, -2, 2, -2, None]}
     )
     new.to_csv("new.csv", index=False)
-    monkeypatch.setattr(cli, "ROWS", 2)
+    monkeypatch.setattr(predict, "ROWS", 2)
     command("predict", "models/train", "new.csv", "-o", "out.parquet", monkeypatch=monkeypatch)
     out = pd.read_parquet("out.parquet")
     expected = load_bundle(Path("models/train")).predict(new)

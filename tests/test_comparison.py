@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from pipeline.comparison import difference
+from pipeline.commands.comparison import difference
 
 CSV = b"epoch,val_loss,lr\n1,0.5,0.1\n2,0.25,0.1\n"
 LAYERS = {f"network.{k}.weight": np.ones((2, 3), np.float32) for k in (2, 10)} | {"codes": np.arange(4)}

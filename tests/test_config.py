@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
-from pipeline import config
-from pipeline.errors import UserError
-from pipeline.settings import STRONG, Config, Model, Train
+from pipeline.core import config
+from pipeline.core.errors import UserError
+from pipeline.core.settings import STRONG, Config, Model, Train
 
 SHIPPED = (Path(__file__).parent.parent / "params.yaml").read_text(encoding="utf-8")
 VALUES = YAML(typ="safe", pure=True).load(SHIPPED)

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from pipeline import console
+from pipeline.runtime import console
 
 
 def test_elsewhere_than_on_a_terminal_progress_is_a_line_a_step(capsys: pytest.CaptureFixture[str]) -> None:

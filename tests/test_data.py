@@ -7,11 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import data, files
-from pipeline.data import SPLITS, TabularData, split_rows
-from pipeline.errors import UserError
-from pipeline.schema import Column, Schema, Target
-from pipeline.settings import Split
+from pipeline.core import files
+from pipeline.core.errors import UserError
+from pipeline.core.settings import Split
+from pipeline.networks import device
+from pipeline.stages.prepare.splits import split_rows
+from pipeline.tables import prepared
+from pipeline.tables.prepared import SPLITS
+from pipeline.tables.schema import Column, Schema, Target
+from pipeline.tables.tensors import TabularData
 
 HALVES = Split(train=0.5, val=0.25, test=0.25)
 
@@ -212,7 +216,7 @@ def test_split_that_would_be_empty_is_refused():
 
 def test_generator_is_a_function_of_its_key():
     def draw(*key: int) -> list[int]:
-        return torch.randint(2**40, (4,), generator=data.generator(*key)).tolist()
+        return torch.randint(2**40, (4,), generator=device.generator(*key)).tolist()
 
     keys = [(0,), (1,), (0, 0), (0, 1), (1, 0), (1, 2, 3), (3, 2, 1), (2**32 - 1, 10**6)]
     assert [draw(*key) for key in keys] == [draw(*key) for key in keys]
@@ -221,7 +225,7 @@ def test_generator_is_a_function_of_its_key():
 
 def test_generator_leaves_the_global_one_alone():
     before = torch.random.get_rng_state()
-    torch.randperm(10, generator=data.generator(1, 2))
+    torch.randperm(10, generator=device.generator(1, 2))
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -237,36 +241,36 @@ def with_schema(folder, d_num, d_cat, task):
 def test_split_comes_back_from_disk_as_it_was(tmp_path, y, codes):
     with_schema(tmp_path, 3, 2, "regression" if y.is_floating_point() else "multiclass")
     stored = TabularData(torch.randn(5, 3).T.contiguous().T, torch.arange(10, dtype=codes).reshape(5, 2), y)
-    data.save_split(tmp_path / "source", "val", stored, np.array([3, 5, 8, 9, 11]))
-    loaded = data.load_split("source", "val", tmp_path)
+    prepared.save_split(tmp_path / "source", "val", stored, np.array([3, 5, 8, 9, 11]))
+    loaded = prepared.load_split("source", "val", tmp_path)
     for name in ("x_num", "x_cat", "y"):
         ours, theirs = getattr(stored, name), getattr(loaded, name)
         assert ours.dtype == theirs.dtype
         assert torch.equal(ours, theirs)
-    assert data.load_rows("source", "val", tmp_path).tolist() == [3, 5, 8, 9, 11]
+    assert prepared.load_rows("source", "val", tmp_path).tolist() == [3, 5, 8, 9, 11]
 
 
 def test_same_split_is_stored_in_the_same_bytes(tmp_path):
     stored = TabularData(torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.uint8), torch.tensor([0, 1]))
     with_schema(tmp_path, 0, 0, "multiclass")
     for folder in ("a", "b"):
-        data.save_split(tmp_path / folder, "train", stored, np.array([0, 1]))
+        prepared.save_split(tmp_path / folder, "train", stored, np.array([0, 1]))
     first, second = ((tmp_path / folder / "train.safetensors").read_bytes() for folder in ("a", "b"))
     assert first == second
-    assert data.load_split("a", "train", tmp_path).x_num.shape == (2, 0)
+    assert prepared.load_split("a", "train", tmp_path).x_num.shape == (2, 0)
 
 
 def test_split_that_is_not_there_says_what_to_run(tmp_path):
-    for load in (data.load_split, data.load_rows):
+    for load in (prepared.load_split, prepared.load_rows):
         with pytest.raises(UserError, match="dvc repro"):
             load("source", "train", tmp_path)
 
 
 def test_domains_are_the_folders_there(tmp_path):
-    assert data.domains(tmp_path) == []
+    assert prepared.domains(tmp_path) == []
     (tmp_path / "transfer").mkdir()
     (tmp_path / "source").mkdir()
-    assert data.domains(tmp_path) == ["source", "transfer"]
+    assert prepared.domains(tmp_path) == ["source", "transfer"]
 
 
 def test_taken_rows_and_length():

@@ -18,9 +18,11 @@ import pandas as pd
 import pytest
 import sklearn.datasets
 
-from pipeline import datasets
-from pipeline.errors import UserError
-from pipeline.settings import Csv, without_secret
+from pipeline.core.errors import UserError
+from pipeline.core.secrets import without_secret
+from pipeline.core.settings import Csv
+from pipeline.sources import readers
+from pipeline.tables import raw
 
 TABLE = pd.DataFrame({"id": [1, 2, 3], "word": ["x", "é y", "z"], "size": [1.5, np.nan, -2.25]})
 
@@ -35,7 +37,7 @@ def source(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def write(name: str, content: str | bytes) -> str:
-        path = tmp_path / datasets.SOURCE_FOLDER / name
+        path = tmp_path / readers.SOURCE_FOLDER / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content.encode() if isinstance(content, str) else content)
         return name
@@ -44,7 +46,7 @@ def source(tmp_path, monkeypatch):
 
 
 def read(name: str, **options: str) -> pd.DataFrame:
-    return datasets.read(name, Csv(**options))
+    return readers.read(name, Csv(**options))
 
 
 def refusal(name: str, **options: str) -> str:
@@ -218,7 +220,7 @@ def test_broken_archive_is_refused(source, name, content, said):
 def test_parquet_keeps_types_and_a_named_index_becomes_a_column(source, tmp_path):
     table = TABLE.assign(day=pd.to_datetime(["2020-01-01", None, "2020-01-03"]), kind=pd.Categorical(["a", "b", "a"]))
     name = source("t.parquet", b"")
-    path = tmp_path / datasets.SOURCE_FOLDER / name
+    path = tmp_path / readers.SOURCE_FOLDER / name
     table.to_parquet(path)
     pd.testing.assert_frame_equal(read(name), table)
     table.set_index("id").to_parquet(path)
@@ -231,13 +233,13 @@ def test_parquet_keeps_types_and_a_named_index_becomes_a_column(source, tmp_path
 
 def test_parquet_column_with_a_number_for_a_name_gets_a_text_name(source, tmp_path):
     name = source("t.parquet", b"")
-    pd.DataFrame({1: [1, 2], 2: [3, 4]}).to_parquet(tmp_path / datasets.SOURCE_FOLDER / name)
+    pd.DataFrame({1: [1, 2], 2: [3, 4]}).to_parquet(tmp_path / readers.SOURCE_FOLDER / name)
     assert list(read(name).columns) == ["1", "2"]
 
 
 def test_raw_table_of_mixed_types_is_saved_as_text(tmp_path):
     table = pd.DataFrame({"n": [1, 2, 3], "mixed": pd.Series([1, "a", 2.5], dtype=object), "big": [10**30, None, 1]})
-    datasets.save_raw(table, tmp_path / "raw/table.parquet")
+    raw.save_raw(table, tmp_path / "raw/table.parquet")
     stored = pd.read_parquet(tmp_path / "raw/table.parquet")
     assert stored["n"].tolist() == [1, 2, 3]
     assert stored["mixed"].tolist() == ["1", "a", "2.5"]
@@ -247,13 +249,13 @@ def test_raw_table_of_mixed_types_is_saved_as_text(tmp_path):
 def test_raw_table_reads_back_and_a_transfer_table_is_optional(source, tmp_path):
     source("x", "")
     with pytest.raises(UserError, match="dvc repro"):
-        datasets.load_raw()
-    datasets.save_raw(TABLE, datasets.RAW_TABLE)
-    same(datasets.load_raw())
-    same(datasets.load_raw("transfer"))
-    datasets.save_raw(TABLE.head(1), datasets.RAW_TRANSFER)
-    assert len(datasets.load_raw("transfer")) == 1
-    same(datasets.load_raw("source"))
+        raw.load_raw()
+    raw.save_raw(TABLE, raw.RAW_TABLE)
+    same(raw.load_raw())
+    same(raw.load_raw("transfer"))
+    raw.save_raw(TABLE.head(1), raw.RAW_TRANSFER)
+    assert len(raw.load_raw("transfer")) == 1
+    same(raw.load_raw("source"))
 
 
 # ------------------------------------------------------------------------------------------------------------ names
@@ -263,7 +265,7 @@ def test_path_is_taken_before_the_folder_of_sources(source, tmp_path):
     name = source("t.csv", "a,b\n1,2\n")
     (tmp_path / "t.csv").write_text(text(), encoding="utf-8")
     same(read(name))
-    assert read(str(tmp_path / datasets.SOURCE_FOLDER / name)).shape == (1, 2)
+    assert read(str(tmp_path / readers.SOURCE_FOLDER / name)).shape == (1, 2)
 
 
 def test_missing_file_is_told_with_the_nearest_name(source):

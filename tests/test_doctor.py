@@ -18,8 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import doctor, locks, spool, versions
-from pipeline.doctor import Finding
+from pipeline.commands import doctor
+from pipeline.commands.doctor import Finding
+from pipeline.runtime import locks
+from pipeline.tracking import identity, journal
 from tests.clones import call, clone, environment
 from tests.test_verify import in_cache, tiny
 
@@ -67,7 +69,7 @@ def test_half_an_installation_is_enough_to_hear_what_is_missing(
     project: Callable[..., Path], lacking: list[str]
 ) -> None:
     project(IRIS)
-    code = f"import sys; sys.modules.update(dict.fromkeys({lacking})); sys.argv[1:] = ['doctor']; from pipeline import cli; cli.main()"
+    code = f"import sys; sys.modules.update(dict.fromkeys({lacking})); sys.argv[1:] = ['doctor']; from pipeline.commands import cli; cli.main()"
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False, timeout=60
     )
@@ -362,7 +364,7 @@ def test_what_runs_what_waits_and_what_is_of_no_use_is_told(
     folder, host = project(IRIS), socket.gethostname()
     assert found(".state") == []
     current, stale = (
-        folder / ".state/checkpoints/fetch" / versions.state("fetch")[2],
+        folder / ".state/checkpoints/fetch" / identity.state("fetch")[2],
         folder / ".state/checkpoints/fetch/0",
     )
     for path in (current, stale, folder / ".state/checkpoints/fetch/1"):
@@ -372,15 +374,15 @@ def test_what_runs_what_waits_and_what_is_of_no_use_is_told(
     assert finding.remedy == "rm -r .state/checkpoints/fetch/0"
     call(folder, "bash", "-c", finding.remedy)
     assert found(".state") == []
-    root = folder / spool.SPOOLS
-    refused = spool.begin(root, "fetch", "0")
+    root = folder / journal.SPOOLS
+    refused = journal.begin(root, "fetch", "0")
     refused.append("run", status=None)
     refused.put_aside("a reason")
     (finding,) = found(".state")
     assert finding.what == "1 runs were not taken by MLflow"
     assert finding.remedy.startswith("it lies in .state/refused; ")
-    shutil.rmtree(folder / spool.REFUSED)
-    spool.begin(root, "fetch", "0").append("run", status=None)
+    shutil.rmtree(folder / journal.REFUSED)
+    journal.begin(root, "fetch", "0").append("run", status=None)
     (finding,) = found(".state")
     assert finding.remedy == "python -m pipeline sync"
     with locks.only_one("train"):

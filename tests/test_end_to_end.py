@@ -8,7 +8,7 @@ import pytest
 from mlflow import MlflowClient
 from ruamel.yaml import YAML
 
-from pipeline.versions import stage_key
+from pipeline.tracking.identity import stage_key
 from tests.clones import call, clone
 
 STAGES = 10
@@ -83,7 +83,7 @@ def show_and_experiment(folder: Path) -> None:
 
 
 def _flat(values: dict[str, object]) -> dict[str, object]:
-    from pipeline.config import flatten
+    from pipeline.core.config import flatten
 
     flat: dict[str, object] = {}
     for name, value in values.items():

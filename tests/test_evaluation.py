@@ -7,11 +7,17 @@ import torch
 from matplotlib.figure import Figure
 from sklearn import metrics as reference
 
-from pipeline import evaluation, figures, files, metrics
-from pipeline.data import TabularData, generator, save_split
-from pipeline.evaluation import GRID, evaluate, load_scores, report, save, summary
-from pipeline.schema import Schema, Target
-from pipeline.training import predict
+from pipeline.core.files import write_json
+from pipeline.core.scores import load_scores
+from pipeline.evaluation import figures, metrics
+from pipeline.evaluation import report as reports
+from pipeline.evaluation.report import GRID, evaluate, report, save, summary
+from pipeline.networks import losses
+from pipeline.networks.device import generator
+from pipeline.networks.stack import predict
+from pipeline.tables.prepared import save_split
+from pipeline.tables.schema import Schema, Target
+from pipeline.tables.tensors import TabularData
 from tests import samples
 
 TASKS = pytest.mark.parametrize("name", ["wine", "breast_cancer", "diabetes", "mixed"])
@@ -35,9 +41,9 @@ def made_up(classes, n=300, seed=0, task="multiclass"):
 @TASKS
 def test_scores_are_those_of_metrics(name):
     outputs, y, target = judged(name)
-    predicted = metrics.predictions(outputs, target.task)
+    predicted = losses.predictions(outputs, target.task)
     expected = metrics.score(predicted, y, target.task, target.std)
-    expected["loss"] = float(metrics.loss(outputs, y, target.task))
+    expected["loss"] = float(losses.loss(outputs, y, target.task))
     if target.task != "regression":
         expected["ece"] = metrics.calibration_error(predicted, y)
     assert report(outputs, y, target).scores == expected
@@ -46,7 +52,7 @@ def test_scores_are_those_of_metrics(name):
 @CLASSIFIED
 def test_confusion_counts_are_those_of_scikit_learn(name):
     outputs, y, target = judged(name)
-    codes = metrics.predictions(outputs, target.task).argmax(1)
+    codes = losses.predictions(outputs, target.task).argmax(1)
     table = report(outputs, y, target).tables["confusion"]
     expected = reference.confusion_matrix(y, codes, labels=range(len(target.classes)))
     assert table["rows"].tolist() == expected.ravel().tolist()
@@ -58,7 +64,7 @@ def test_confusion_counts_are_those_of_scikit_learn(name):
 @CLASSIFIED
 def test_roc_curve_is_that_of_scikit_learn(name):
     outputs, y, target = judged(name)
-    chances = metrics.predictions(outputs, target.task)
+    chances = losses.predictions(outputs, target.task)
     table = report(outputs, y, target).tables["roc"]
     assert table["fpr"].tolist() == pytest.approx(GRID)
     for code, label in enumerate(target.classes):
@@ -73,7 +79,7 @@ def test_roc_curve_is_that_of_scikit_learn(name):
 @CLASSIFIED
 def test_precision_is_the_best_of_scikit_learns_at_each_recall_or_a_higher_one(name):
     outputs, y, target = judged(name)
-    chances = metrics.predictions(outputs, target.task)
+    chances = losses.predictions(outputs, target.task)
     table = report(outputs, y, target).tables["pr"]
     for code, label in enumerate(target.classes):
         precision, recall, _ = reference.precision_recall_curve(y == code, chances[:, code])
@@ -141,7 +147,7 @@ def test_residuals_are_in_own_units():
 
 
 def test_the_rows_of_a_long_table_are_thinned_evenly(monkeypatch):
-    monkeypatch.setattr(evaluation, "MAX_POINTS", 11)
+    monkeypatch.setattr(reports, "MAX_POINTS", 11)
     outputs, y, target = made_up(("a", "b", "c"), n=101)
     table = report(outputs, y, target).tables["predictions"]
     assert table["actual"].tolist() == target.labels(y[::10].numpy()).tolist()
@@ -157,7 +163,7 @@ def stored(folder, of, domains):
             data = of.splits[split] if domain == "source" else of.splits[split].take(torch.arange(10))
             save_split(folder / "data/prepared" / domain, split, data, np.arange(len(data)))
     learned = of.schema.model_copy(update={"transfer_target": of.target})
-    files.write_json(folder / "data/prepared/schema.json", learned.model_dump(mode="json"))
+    write_json(folder / "data/prepared/schema.json", learned.model_dump(mode="json"))
 
 
 @pytest.mark.parametrize(

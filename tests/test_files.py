@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import files
+from pipeline.core import files
 
 
 def test_replacing_writes_a_file_with_its_folders(tmp_path):

@@ -3,11 +3,11 @@ import copy
 import pytest
 import torch
 
-from pipeline.errors import UserError
-from pipeline.finetuning import adapt, from_scratch, members, settings
-from pipeline.schema import Target
-from pipeline.settings import Finetune, Train
-from pipeline.training import fit
+from pipeline.core.errors import UserError
+from pipeline.core.settings import Finetune, Train
+from pipeline.stages.finetune.adapt import adapt, from_scratch, members, settings
+from pipeline.tables.schema import Target
+from pipeline.training.loop import fit
 from tests import samples
 
 OTHER = Target(name="target", task="multiclass", classes=("a", "b", "c", "d", "e"))

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import locks
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
+from pipeline.runtime import locks
 
 HOLD = """
 import time
-from pipeline import console
+from pipeline.runtime import console
 
 def main():
     print("running", flush=True)
@@ -28,7 +28,8 @@ console.run(main, "train")
 SEARCH = """
 import time, types
 import torch
-from pipeline import console, search
+from pipeline.runtime import console
+from pipeline.stages.search import workers
 
 class Work:
     train = types.SimpleNamespace(y=torch.zeros(1))
@@ -38,7 +39,7 @@ class Work:
 
 def main():
     trial = types.SimpleNamespace(config=types.SimpleNamespace(model=types.SimpleNamespace(hidden=[1])))
-    with search.workers(Work(), 2) as run:
+    with workers.workers(Work(), 2) as run:
         list(run([[trial]], 1))
 
 console.run(main, "search")

@@ -6,18 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.data import generator
-from pipeline.errors import UserError
-from pipeline.model import (
-    TableLinear,
-    build_network,
-    describe,
-    freeze,
-    linear_layers,
-    parameters,
-    replace_output,
-)
-from pipeline.settings import Model
+from pipeline.core.errors import UserError
+from pipeline.core.settings import Model
+from pipeline.networks.build import build_network, describe, freeze, linear_layers, parameters, replace_output
+from pipeline.networks.device import generator
+from pipeline.networks.modules import TableLinear
 from tests.samples import network, sample
 
 SIZES = [(3, (4, 2, 5)), (3, ()), (0, (4, 2)), (1, (3,))]

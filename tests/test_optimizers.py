@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from pipeline.data import generator
-from pipeline.optimizers import Optimizer
+from pipeline.networks.device import generator
+from pipeline.networks.optimizers import Optimizer
 from tests.samples import settings
 
 REFERENCES = {

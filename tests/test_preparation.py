@@ -10,11 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import data as storage
-from pipeline.data import SPLITS, TabularData
-from pipeline.errors import UserError
-from pipeline.preparation import Prepared, describe, load_prepared, prepare
-from pipeline.settings import Data
+from pipeline.core.errors import UserError
+from pipeline.core.settings import Data
+from pipeline.stages.prepare.preparation import Prepared, describe, prepare
+from pipeline.tables import prepared as storage
+from pipeline.tables.prepared import SPLITS, load_prepared
+from pipeline.tables.tensors import TabularData
 
 N = 200
 

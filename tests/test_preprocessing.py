@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from sklearn.preprocessing import QuantileTransformer, RobustScaler, StandardScaler
 
-from pipeline import preprocessing
-from pipeline.preprocessing import FIRST, LIMIT, MISSING, UNSEEN
-from pipeline.schema import Column, Schema, Target
+from pipeline.tables import preprocessing
+from pipeline.tables.preprocessing import FIRST, LIMIT, MISSING, UNSEEN
+from pipeline.tables.schema import Column, Schema, Target
 
 TARGET = Target(name="y", task="binary", classes=(0, 1))
 SCALINGS = ["standard", "robust", "quantile"]

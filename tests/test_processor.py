@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import processor
-from pipeline.errors import UserError
+from pipeline.core import portable
+from pipeline.core.errors import UserError
+from pipeline.core.portable import CPUINFO, pin
 from tests.imports import ROOT
 
-# As `python -m pipeline.stages.train` begins: the package, before torch and NumPy.
+# As `python -m pipeline.stages.train.stage` begins: the package, before torch and NumPy.
 WORK = """
 import sys
 sys.argv[0] = "-m"
@@ -72,9 +73,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], No
     return write
 
 
-needs_avx2 = pytest.mark.skipif(
-    not processor.CPUINFO.exists() or "avx2" not in processor.CPUINFO.read_text(), reason="no AVX2 here"
-)
+needs_avx2 = pytest.mark.skipif(not CPUINFO.exists() or "avx2" not in CPUINFO.read_text(), reason="no AVX2 here")
 
 
 @needs_avx2
@@ -91,7 +90,7 @@ def test_other_processors_would_differ_and_portable_makes_them_agree(here: Calla
 
 def test_what_is_not_portable_is_left_alone(here: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch) -> None:
     before = dict(os.environ)
-    processor.pin()
+    pin()
     assert dict(os.environ) == before
 
 
@@ -101,14 +100,16 @@ def test_a_processor_without_the_paths_is_told_so(
     here(True)
     (tmp_path / "cpuinfo").write_text("flags : fpu sse2 avx\n")
     for cpuinfo in (tmp_path / "cpuinfo", tmp_path / "none"):
-        monkeypatch.setattr(processor, "CPUINFO", cpuinfo)
+        monkeypatch.setattr(portable, "CPUINFO", cpuinfo)
         with pytest.raises(UserError, match="portable needs Linux on an x86-64 processor with AVX2"):
-            processor.pin()
+            pin()
 
 
 def test_a_mistake_in_params_is_one_line(here: Callable[[bool], None]) -> None:
     Path("params.yaml").write_text("portable: maybe\n")
-    done = subprocess.run([sys.executable, "-m", "pipeline.stages.train"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.stages.train.stage"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1
     assert done.stderr.startswith("error: params.yaml")
     assert done.stderr.count("\n") == 1

@@ -9,7 +9,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from pipeline.config import dump_yaml, flatten
+from pipeline.core.config import dump_yaml, flatten
 from tests.clones import call, clone
 from tests.imports import closure, path_of
 
@@ -114,7 +114,7 @@ def test_a_stage_reruns_for_what_its_outputs_follow_and_for_nothing_else(tmp_pat
     expect("README.md", "changed", set())
     expect("tests/test_data.py", "changed", set())
     expect("notes.txt", "new", set())
-    expect("pipeline/cli.py", "changed", set())
+    expect("pipeline/commands/cli.py", "changed", set())
     expect("data/source/more.csv", "a\n1\n", {"fetch"})
 
     pins = (folder / "constraints.txt").read_text()
@@ -122,8 +122,8 @@ def test_a_stage_reruns_for_what_its_outputs_follow_and_for_nothing_else(tmp_pat
         expect("constraints.txt", pins.replace(pin, f"{pin}.1", 1), STAGES)
     for path in sorted((folder / "pipeline").rglob("*.py")):
         module = path.relative_to(folder)
-        stages = {stage for stage in STAGES if module in closure(path_of(f"pipeline.stages.{stage}"))}
-        if module.name == "serving.py":  # MLflow runs it from the stages that log a model
+        stages = {stage for stage in STAGES if module in closure(path_of(f"pipeline.stages.{stage}.stage"))}
+        if module.name == "mlflow_model.py":  # MLflow runs it from the stages that log a model
             stages = FITTING | {"register"}
         expect(str(module), path.read_text() + "\n# changed", stages)
 

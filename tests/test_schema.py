@@ -10,10 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import schema as schemas
-from pipeline.errors import UserError
-from pipeline.schema import Column, Schema, Target
-from pipeline.settings import Data
+from pipeline.core.errors import UserError
+from pipeline.core.settings import Data
+from pipeline.stages.prepare import inference
+from pipeline.tables import schema as schemas
+from pipeline.tables import validation
+from pipeline.tables.schema import Column, Schema, Target
+from pipeline.tables.values import canonical
 
 N = 100
 DAYS = pd.date_range("2019-12-20", periods=N)
@@ -24,7 +27,7 @@ TARGET = Target(name="y", task="binary", classes=(0, 1))
 def learn(table: pd.DataFrame, train: np.ndarray | None = None, **data) -> Schema:
     settings = Data(source="s", target="y", task="binary", **data)
     rows = np.arange(len(table)) if train is None else train
-    return Schema(columns=schemas.learn_columns(table, rows, settings), target=TARGET)
+    return Schema(columns=inference.learn_columns(table, rows, settings), target=TARGET)
 
 
 def learn_one(values, **data) -> Column:
@@ -110,7 +113,7 @@ def test_kind_is_inferred(kind, values):
     if kind == "drop":
         return
     table = pd.DataFrame({"x": values})
-    checked = schemas.check(table, learn(table), "t")["x"]
+    checked = validation.check(table, learn(table), "t")["x"]
     assert len(checked) == N
     known = checked.dropna()
     if kind == "numeric":
@@ -146,7 +149,7 @@ def test_dates_and_times_in_text_are_read(shown, date_format, parts, missing):
     column = learn_one(values)
     assert (column.kind, column.format, column.parts, column.missing) == ("datetime", date_format, parts, int(missing))
     table = pd.DataFrame({"x": values})
-    checked = schemas.check(table, learn(table), "t")["x"]
+    checked = validation.check(table, learn(table), "t")["x"]
     expected = pd.Series([
         None if pd.isna(value) else datetime.datetime.strptime(value, shown.replace("+02:00", "%z").replace("Z", "%z"))
         for value in values
@@ -177,7 +180,7 @@ def test_words_among_numbers_are_missing_values():
     learned = learn(table)
     assert learned.columns[0].missing_texts == ("n/a?", "unknown")
     assert learned.columns[0].missing == 2
-    checked = schemas.check(table, learned, "t")["x"]
+    checked = validation.check(table, learned, "t")["x"]
     np.testing.assert_array_equal(checked, [np.nan, *range(N - 2), np.nan])
 
 
@@ -185,7 +188,7 @@ def test_a_word_that_training_rows_lack_is_still_no_number_there():
     table = pd.DataFrame({"x": [*map(str, range(N - 1)), "unknown"]})
     learned = learn(table, np.arange(N // 2))
     assert (learned.columns[0].kind, learned.columns[0].missing) == ("numeric", 0)
-    assert np.isnan(schemas.check(table, learned, "t")["x"].iloc[-1])
+    assert np.isnan(validation.check(table, learned, "t")["x"].iloc[-1])
 
 
 def test_categories_are_those_of_training_rows_the_most_frequent_first():
@@ -216,7 +219,7 @@ def test_kinds_override_what_is_inferred(values, wanted, said):
     assert column.kind == wanted
     assert said in column.reason
     table = pd.DataFrame({"x": values})
-    assert len(schemas.check(table, learn(table, kinds={"x": wanted}), "t")) == N
+    assert len(validation.check(table, learn(table, kinds={"x": wanted}), "t")) == N
 
 
 def test_dropped_columns_and_the_group_of_the_split_are_no_features():
@@ -261,8 +264,8 @@ def test_widths_count_parts_of_dates_and_missing_indicators():
     ],
 )
 def test_canonical_text_does_not_depend_on_the_type(values):
-    assert schemas.canonical(values).tolist() == ["3", "-4"]
-    with_missing = schemas.canonical(values.reindex([0, 1, 2]))
+    assert canonical(values).tolist() == ["3", "-4"]
+    with_missing = canonical(values.reindex([0, 1, 2]))
     assert with_missing.iloc[:2].tolist() == ["3", "-4"]
     assert with_missing.isna().tolist() == [False, False, True]
 
@@ -280,16 +283,16 @@ def test_canonical_text_does_not_depend_on_the_type(values):
     ],
 )
 def test_canonical_text(values, texts):
-    assert schemas.canonical(pd.Series(values)).tolist() == texts
+    assert canonical(pd.Series(values)).tolist() == texts
 
 
 def test_canonical_text_of_dates_does_not_depend_on_their_unit():
-    texts = [schemas.canonical(pd.Series(DAYS).astype(f"datetime64[{unit}]")).tolist() for unit in ("s", "us", "ns")]
+    texts = [canonical(pd.Series(DAYS).astype(f"datetime64[{unit}]")).tolist() for unit in ("s", "us", "ns")]
     assert texts[0] == texts[1] == texts[2]
 
 
 def test_canonical_of_a_category_without_categories_is_missing():
-    assert schemas.canonical(pd.Series(pd.Categorical([None, None], categories=[]))).isna().all()
+    assert canonical(pd.Series(pd.Categorical([None, None], categories=[]))).isna().all()
 
 
 # ------------------------------------------------------------------------------------------------------------ check
@@ -306,32 +309,32 @@ def known():
 
 def test_checked_table_has_the_features_alone_in_their_order(known):
     table, learned = known
-    checked = schemas.check(table, learned, "t")
+    checked = validation.check(table, learned, "t")
     assert list(checked.columns) == ["length", "colour", "day", "when"]
     shuffled = table.assign(extra=1)[["extra", "when", "id", "colour", "day", "length"]].drop(columns="id")
-    pd.testing.assert_frame_equal(schemas.check(shuffled, learned, "t"), checked)
-    pd.testing.assert_frame_equal(schemas.check(table.set_index(np.arange(N)[::-1]), learned, "t"), checked)
+    pd.testing.assert_frame_equal(validation.check(shuffled, learned, "t"), checked)
+    pd.testing.assert_frame_equal(validation.check(table.set_index(np.arange(N)[::-1]), learned, "t"), checked)
 
 
 def test_types_of_another_file_give_the_same_features(known):
     table, learned = known
-    checked = schemas.check(table, learned, "t")
+    checked = validation.check(table, learned, "t")
     other = table.assign(
         length=table["length"].map(repr).astype(object),
         colour=pd.Categorical(table["colour"]),
         day=DAYS,
         when=DAYS.strftime("%Y-%m-%d"),
     )
-    pd.testing.assert_frame_equal(schemas.check(other, learned, "t"), checked, check_dtype=False)
+    pd.testing.assert_frame_equal(validation.check(other, learned, "t"), checked, check_dtype=False)
 
 
 def test_missing_column_is_named_with_the_nearest(known):
     table, learned = known
-    message = refusal(schemas.check, table.rename(columns={"colour": "color"}), learned, "new.csv")
+    message = refusal(validation.check, table.rename(columns={"colour": "color"}), learned, "new.csv")
     assert "new.csv" in message
     assert "'colour'" in message
     assert "'color'" in message
-    assert "1 more" in refusal(schemas.check, table.drop(columns=["colour", "day"]), learned, "new.csv")
+    assert "1 more" in refusal(validation.check, table.drop(columns=["colour", "day"]), learned, "new.csv")
 
 
 @pytest.mark.parametrize(
@@ -356,7 +359,7 @@ def test_value_that_does_not_fit_is_named_with_row_and_column(known, column, val
     table, learned = known
     table[column] = table[column].astype(object)
     table.at[row - 1, column] = value
-    message = refusal(schemas.check, table, learned, "new.csv")
+    message = refusal(validation.check, table, learned, "new.csv")
     assert f"new.csv, row {row}: {column!r} must be" in message
     assert rule in message
     assert str(value).replace("e999", "") in message or "inf" in message
@@ -364,29 +367,29 @@ def test_value_that_does_not_fit_is_named_with_row_and_column(known, column, val
 
 def test_numbers_in_a_column_of_dates_are_no_dates(known):
     table, learned = known
-    assert "'when' must be a date" in refusal(schemas.check, table.assign(when=range(N)), learned, "t")
+    assert "'when' must be a date" in refusal(validation.check, table.assign(when=range(N)), learned, "t")
 
 
 def test_numbers_stay_numbers_when_checked(known):
     table, learned = known
     values = [None, "2.5", 3, True, decimal.Decimal("1.25"), " 7 "]
     few = table.head(6).assign(length=pd.Series(values, dtype=object))
-    np.testing.assert_array_equal(schemas.check(few, learned, "t")["length"], [np.nan, 2.5, 3, 1, 1.25, 7])
+    np.testing.assert_array_equal(validation.check(few, learned, "t")["length"], [np.nan, 2.5, 3, 1, 1.25, 7])
 
 
 def test_checking_changes_neither_the_table_nor_needs_rows(known):
     table, learned = known
     before = table.copy(deep=True)
-    schemas.check(table, learned, "t")
+    validation.check(table, learned, "t")
     pd.testing.assert_frame_equal(table, before)
-    assert len(schemas.check(table.head(0), learned, "t")) == 0
+    assert len(validation.check(table.head(0), learned, "t")) == 0
 
 
 def test_unseen_values_are_counted(known):
     table, learned = known
-    assert schemas.unseen(schemas.check(table, learned, "t"), learned) == {}
+    assert validation.unseen(validation.check(table, learned, "t"), learned) == {}
     changed = table.assign(colour=["x"] * 5 + ["y"] * 2 + [None] * 3 + ["r"] * (N - 10))
-    found = schemas.unseen(schemas.check(changed, learned, "t"), learned)
+    found = validation.unseen(validation.check(changed, learned, "t"), learned)
     assert {name: counts.to_dict() for name, counts in found.items()} == {"colour": {"x": 5, "y": 2}}
 
 
@@ -412,7 +415,7 @@ def test_unseen_values_are_counted(known):
 )
 def test_labels_come_back_as_they_were(values, classes):
     values = pd.Series(values, name="y")
-    target = schemas.learn_target(pd.concat([values] * 2, ignore_index=True), "binary")
+    target = inference.learn_target(pd.concat([values] * 2, ignore_index=True), "binary")
     if classes is not None:
         assert target.classes == classes
         assert [type(label) for label in target.classes] == [type(label) for label in classes]
@@ -431,7 +434,7 @@ def test_labels_come_back_as_they_were(values, classes):
 @settings(max_examples=60, database=None, deadline=None)
 def test_every_class_has_its_code_and_others_have_none(labels):
     values = pd.Series(labels * 3, dtype=object, name="y")
-    target = schemas.learn_target(values, "multiclass")
+    target = inference.learn_target(values, "multiclass")
     assert target.labels(target.encode(values)).map(str).tolist() == values.map(str).tolist()
     assert sorted(set(target.encode(values))) == list(range(len(labels)))
     assert target.encode(pd.Series(["another label", None])).tolist() == [-1, -1]
@@ -440,7 +443,7 @@ def test_every_class_has_its_code_and_others_have_none(labels):
 
 def test_regression_target_is_standardised_as_numpy_does():
     values = pd.Series([1.0, 2.0, 4.0, 9.0], name="y")
-    target = schemas.learn_target(values, "regression")
+    target = inference.learn_target(values, "regression")
     assert (target.mean, target.std) == (np.mean(values), np.std(values))
     encoded = target.encode(values)
     assert encoded.dtype == np.float32
@@ -471,7 +474,7 @@ def test_regression_target_is_standardised_as_numpy_does():
     ],
 )
 def test_target_at_odds_with_the_task_is_refused(values, task, said):
-    message = refusal(schemas.learn_target, pd.Series(values, name="y").dropna(), task)
+    message = refusal(inference.learn_target, pd.Series(values, name="y").dropna(), task)
     assert said in message
     assert "'y'" in message
 
@@ -488,7 +491,7 @@ def test_target_at_odds_with_the_task_is_refused(values, task, said):
 )
 def test_named_column_that_the_table_lacks_is_told_with_the_nearest(data, said):
     settings = Data(**{"source": "s", "target": "y_", "task": "binary", **data})
-    message = refusal(schemas.check_names, pd.DataFrame({"y_": [1], "a": [2]}), settings)
+    message = refusal(inference.check_names, pd.DataFrame({"y_": [1], "a": [2]}), settings)
     assert said in message
     assert "'yy'" in message
     assert "'y_'" in message
@@ -497,7 +500,7 @@ def test_named_column_that_the_table_lacks_is_told_with_the_nearest(data, said):
 @pytest.mark.parametrize("by", ["time:y", "group:y"])
 def test_target_cannot_be_what_rows_are_split_by(by):
     settings = Data(source="s", target="y", task="binary", split={"by": by})
-    assert by in refusal(schemas.check_names, pd.DataFrame({"y": [1]}), settings)
+    assert by in refusal(inference.check_names, pd.DataFrame({"y": [1]}), settings)
 
 
 # ------------------------------------------------------------------------------------------------------------- JSON

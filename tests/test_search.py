@@ -19,11 +19,14 @@ import torch
 from optuna.trial import TrialState
 from scipy.stats import qmc
 
-from pipeline import figures
-from pipeline.config import replaced
-from pipeline.data import generator
-from pipeline.errors import UserError
-from pipeline.search import Contender, Work, pack, rungs, search, stack_width, workers
+from pipeline.core.config import replaced
+from pipeline.core.errors import UserError
+from pipeline.networks.device import generator
+from pipeline.stages.search import figures
+from pipeline.stages.search.halving import pack, rungs, stack_width
+from pipeline.stages.search.study import search
+from pipeline.stages.search.trials import Contender, Work
+from pipeline.stages.search.workers import workers
 from tests import samples
 from tests.imports import ROOT
 
@@ -596,8 +599,9 @@ def test_an_exception_in_a_worker_does_not_wait_for_stacks_that_come_before():
 
 SCRIPT = """
 import multiprocessing, signal
-from pipeline import console
-from pipeline.search import search, workers
+from pipeline.runtime import console
+from pipeline.stages.search.study import search
+from pipeline.stages.search.workers import workers
 from tests import samples
 from tests.test_search import LONG, Slow
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from filelock import Timeout
 
-from pipeline import spool as spools
-from pipeline.spool import CUT, EVENTS, Spool
+from pipeline.tracking import journal as spools
+from pipeline.tracking.journal import CUT, EVENTS, Spool
 from tests.imports import ROOT
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from pipeline import spool as spools
+from pipeline.tracking import journal as spools
 spool = spools.begin(Path(sys.argv[1]), "train", "key")
 spool.append("run", name="train", experiment="e", tags={})
 spool.append("metrics", metrics=[("val/loss", 0.5, 1)])

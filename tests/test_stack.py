@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.data import TabularData, generator
-from pipeline.layers import look_up_gradient
-from pipeline.model import CategoryEmbedding, PiecewiseLinear, freeze
-from pipeline.stack import Stack
-from pipeline.training import Member, fit, predict
+from pipeline.networks.build import freeze
+from pipeline.networks.device import generator
+from pipeline.networks.gradients import look_up_gradient
+from pipeline.networks.modules import CategoryEmbedding, PiecewiseLinear
+from pipeline.networks.stack import Stack, predict
+from pipeline.tables.tensors import TabularData
+from pipeline.training.loop import Member, fit
 from tests import samples
 
 SHAPES = pytest.mark.parametrize(

@@ -14,10 +14,13 @@ import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline import config, console, delivery, tracking, versions
-from pipeline.bundle import load_bundle
-from pipeline.errors import UserError
-from pipeline.settings import Section, task_metrics
+from pipeline.core import config
+from pipeline.core.errors import UserError
+from pipeline.core.scores import task_metrics
+from pipeline.core.settings import Section
+from pipeline.networks.bundle import load_bundle
+from pipeline.runtime import console
+from pipeline.tracking import delivery, identity, runs
 from tests.conftest import write_params
 from tests.imports import ROOT
 
@@ -31,7 +34,7 @@ def run(stage: str) -> None:
     name, _, item = stage.partition("@")
     before, sys.argv = sys.argv, ["stage", item]
     try:
-        importlib.import_module(f"pipeline.stages.{name}").main()
+        importlib.import_module(f"pipeline.stages.{name}.stage").main()
     finally:
         sys.argv = before
 
@@ -184,7 +187,7 @@ def test_runs_hold_parameters_curves_metrics_and_origin(
     assert train.data.params["train.lr"] == "0.003"
     assert train.data.params["seed"] == "42"
     assert train.data.tags["stage"] == "train"
-    assert train.data.tags["stage.key"] == versions.stage_key(versions.stage_entry("train"))
+    assert train.data.tags["stage.key"] == identity.stage_key(identity.stage_entry("train"))
     curve = client.get_metric_history(train.info.run_id, "val/loss")
     history = pd.read_csv("models/train/history.csv")
     assert [point.step for point in curve] == history["epoch"].tolist()
@@ -232,7 +235,7 @@ def test_a_stage_reads_no_parameter_that_dvc_does_not_watch(
             read.add(dotted)
             return value
 
-    monkeypatch.setattr(tracking, "in_force", lambda config, watched: watched)  # logs what is watched, and no more
+    monkeypatch.setattr(runs, "in_force", lambda config, watched: watched)  # logs what is watched, and no more
     load = config.load
     declared = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())["stages"]
     for stage in CHAIN:
@@ -329,12 +332,14 @@ FULL = """
 import resource, sys
 from pathlib import Path
 import numpy as np, pandas as pd, torch
-from pipeline import console, data, datasets, files
+from pipeline.core import files
+from pipeline.runtime import console
+from pipeline.tables import prepared, raw, tensors
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # as a disk that has no more room
 zeros = torch.zeros(100_000, 3)
 writers = {
-    "train.safetensors": lambda: data.save_split(Path(), "train", data.TabularData(zeros, zeros.byte(), zeros[:, 0].clone()), np.arange(9)),
-    "table.parquet": lambda: datasets.save_raw(pd.DataFrame({"a": np.random.rand(100_000)}), Path("table.parquet")),
+    "train.safetensors": lambda: prepared.save_split(Path(), "train", tensors.TabularData(zeros, zeros.byte(), zeros[:, 0].clone()), np.arange(9)),
+    "table.parquet": lambda: raw.save_raw(pd.DataFrame({"a": np.random.rand(100_000)}), Path("table.parquet")),
     "table.csv": lambda: files.write_csv(Path("table.csv"), pd.DataFrame({"a": np.random.rand(100_000)})),
 }
 console.run(writers[sys.argv[1]])

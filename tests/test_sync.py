@@ -17,10 +17,13 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from ruamel.yaml import YAML
 
-from pipeline import config, delivery, objects, tracking, versions
-from pipeline import spool as spools
-from pipeline.errors import UserError
-from pipeline.sync import sync
+from pipeline.commands import objects
+from pipeline.commands.sync import sync
+from pipeline.core import config
+from pipeline.core.errors import UserError
+from pipeline.tracking import delivery, identity
+from pipeline.tracking import journal as spools
+from pipeline.tracking.runs import files_of
 from tests.conftest import write_params
 from tests.test_stages import CHAIN, run_chain
 
@@ -35,7 +38,7 @@ def lock(*chain: str) -> None:
     stages: dict[str, Any] = {}
     declared, params = (YAML(typ="safe", pure=True).load(Path(name)) for name in ("dvc.yaml", "params.yaml"))
     for stage in chain or CHAIN:
-        entry = versions.stage_entry(stage)
+        entry = identity.stage_entry(stage)
         name, _, model = stage.partition("@")
         given = {watched: reduce(getitem, watched.split("."), params) for watched in declared["stages"][name]["params"]}
         out = OUTS.get(stage) or (f"reports/{model}" if model else f"models/{name}")
@@ -43,7 +46,7 @@ def lock(*chain: str) -> None:
             "cmd": "",
             "deps": [{"path": path, "hash": "md5", "md5": md5} for path, md5 in entry["deps"].items()],
             "params": {"params.yaml": given},
-            "outs": [{"path": out, "hash": "md5", "md5": versions.content(Path(out))}],
+            "outs": [{"path": out, "hash": "md5", "md5": identity.content(Path(out))}],
         }
     Path("dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": stages}))
 
@@ -73,10 +76,10 @@ def forget(folder: Path, database: Path) -> None:
 def to_cache(folder: Path, name: str) -> None:
     """Move an output from the working tree into DVC's cache."""
     cache = folder / ".dvc/cache/files/md5"
-    md5 = versions.content(Path(name))
+    md5 = identity.content(Path(name))
     listing = []
-    for relative, file in tracking.files_of(Path(name)).items():
-        one = versions.content(file)
+    for relative, file in files_of(Path(name)).items():
+        one = identity.content(file)
         listing.append({"md5": one, "relpath": relative})
         (cache / one[:2]).mkdir(parents=True, exist_ok=True)
         shutil.copy(file, cache / one[:2] / one[2:])
@@ -356,7 +359,7 @@ def test_a_cached_object_that_differs_from_its_sum_is_not_used(
     folder = project(IRIS)
     Path("data/raw").mkdir()
     Path("data/raw/table.parquet").write_bytes(b"x")
-    md5 = versions.content(Path("data/raw"))
+    md5 = identity.content(Path("data/raw"))
     to_cache(folder, "data/raw")
     next(path for path in folder.glob(".dvc/cache/files/md5/*/*") if path.read_bytes() == b"x").write_bytes(b"y")
     stage = {"deps": [], "params": {"params.yaml": {"seed": 1}}, "outs": [{"path": "data/raw", "md5": md5}]}

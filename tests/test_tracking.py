@@ -21,11 +21,13 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.protos import databricks_pb2
 
-from pipeline import config, delivery, tracking, versions
-from pipeline import spool as spools
-from pipeline.errors import UserError
-from pipeline.settings import Tracking
-from pipeline.spool import SPOOLS
+from pipeline.core import config
+from pipeline.core.errors import UserError
+from pipeline.core.settings import Tracking
+from pipeline.tracking import delivery, identity, runs
+from pipeline.tracking import journal as spools
+from pipeline.tracking.journal import SPOOLS
+from pipeline.tracking.runs import stage_run
 
 IRIS = {"data.source": "sklearn:iris", "data.target": "target", "data.task": "multiclass"}
 
@@ -70,7 +72,7 @@ def test_a_run_has_the_stage_its_key_and_its_parameters(
 ) -> None:
     project(IRIS)
     monkeypatch.setenv("DVC_EXP_NAME", "brave-fox")
-    with tracking.stage_run("fetch", config.load(), tags={"more": 1}) as run:
+    with stage_run("fetch", config.load(), tags={"more": 1}) as run:
         run.log_metrics({"test.accuracy": 0.5})
         run.log_epochs([{"epoch": 1, "train_loss": 2.0, "lr": 0.1}, {"epoch": 2, "train_loss": 1.0, "lr": 0.1}])
     found = only_run()
@@ -79,14 +81,14 @@ def test_a_run_has_the_stage_its_key_and_its_parameters(
     assert found.data.tags["stage"] == "fetch"
     assert found.data.tags["dvc.exp"] == "brave-fox"
     assert found.data.tags["more"] == "1"
-    assert found.data.tags["stage.key"] == versions.stage_key(versions.stage_entry("fetch"))
+    assert found.data.tags["stage.key"] == identity.stage_key(identity.stage_entry("fetch"))
     assert found.data.params["data.source"] == "sklearn:iris"
     assert found.data.metrics == {"test/accuracy": 0.5, "train/loss": 1.0, "lr": 0.1}
 
 
 def test_more_than_a_call_takes_is_logged_in_several(project: Callable[..., Path]) -> None:
     project(IRIS)
-    with tracking.stage_run("fetch", config.load()) as run:
+    with stage_run("fetch", config.load()) as run:
         run.log_params({f"p{k}": k for k in range(250)} | {"long": "x" * 7000})
         run.log_epochs([{"epoch": k, "train_loss": 1.0} for k in range(1, 1501)])
     found = only_run()
@@ -98,19 +100,19 @@ def test_more_than_a_call_takes_is_logged_in_several(project: Callable[..., Path
 
 def test_the_key_changes_with_params_and_content_and_with_nothing_else(project: Callable[..., Path]) -> None:
     folder = project(IRIS)
-    key = versions.stage_key(versions.stage_entry("fetch"))
+    key = identity.stage_key(identity.stage_entry("fetch"))
     os.utime(folder / "constraints.txt", (0, 0))
-    assert versions.stage_key(versions.stage_entry("fetch")) == key
+    assert identity.stage_key(identity.stage_entry("fetch")) == key
     (folder / "data/source/new.csv").write_text("a,b\n1,2\n")
-    with_file = versions.stage_key(versions.stage_entry("fetch"))
+    with_file = identity.stage_key(identity.stage_entry("fetch"))
     assert with_file != key
     (folder / "params.yaml").write_text((folder / "params.yaml").read_text().replace("sklearn:iris", "sklearn:wine"))
-    assert versions.stage_key(versions.stage_entry("fetch")) != with_file
+    assert identity.stage_key(identity.stage_entry("fetch")) != with_file
 
 
 def test_a_stage_that_fails_leaves_a_failed_run(project: Callable[..., Path]) -> None:
     project(IRIS)
-    with pytest.raises(UserError), tracking.stage_run("fetch", config.load()):
+    with pytest.raises(UserError), stage_run("fetch", config.load()):
         raise UserError("no")
     assert only_run().info.status == "FAILED"
 
@@ -119,9 +121,11 @@ def test_a_terminated_stage_leaves_a_killed_run(project: Callable[..., Path]) ->
     folder = project(IRIS)
     code = """
 import time
-from pipeline import config, console, delivery, tracking, versions
+from pipeline.core import config
+from pipeline.runtime import console
+from pipeline.tracking import runs
 def main():
-    with tracking.stage_run("fetch", config.load()):
+    with runs.stage_run("fetch", config.load()):
         print("running", flush=True)
         time.sleep(60)
 console.run(main)
@@ -160,7 +164,7 @@ def rows(*epochs: int) -> list[dict[str, float]]:
 
 def interrupted(*epochs: int, trials: int = 0, error: type[BaseException] = KeyboardInterrupt) -> None:
     def stage() -> None:
-        with tracking.stage_run("fetch", config.load()) as run:
+        with stage_run("fetch", config.load()) as run:
             run.log_epochs(rows(*epochs))
             for number in range(trials):
                 run.log_trial(number, {"train.lr": 0.1}, "complete", rows(1, 2))
@@ -172,7 +176,7 @@ def interrupted(*epochs: int, trials: int = 0, error: type[BaseException] = Keyb
 
 def test_what_is_sent_and_finished_leaves_no_spool(project: Callable[..., Path]) -> None:
     project(IRIS)
-    with tracking.stage_run("fetch", config.load()):
+    with stage_run("fetch", config.load()):
         pass
     assert spooled() == []
 
@@ -185,7 +189,7 @@ def test_an_interrupted_run_is_gone_on_with_and_has_each_step_and_trial_once(
     interrupted(1, 2, 3, trials=2, error=error)
     first = next(run for run in all_runs() if run.info.run_name == "fetch")
     assert first.info.status == ("KILLED" if error is KeyboardInterrupt else "FAILED")
-    with tracking.stage_run("fetch", config.load()) as run:
+    with stage_run("fetch", config.load()) as run:
         run.log_epochs(rows(2, 3, 4))
         for number in range(3):
             run.log_trial(number, {"train.lr": 0.1}, "complete", rows(1, 2))
@@ -203,7 +207,7 @@ def test_other_parameters_begin_another_run(project: Callable[..., Path]) -> Non
     folder = project(IRIS)
     interrupted(1)
     (folder / "params.yaml").write_text((folder / "params.yaml").read_text().replace("sklearn:iris", "sklearn:wine"))
-    with tracking.stage_run("fetch", config.load()) as run:
+    with stage_run("fetch", config.load()) as run:
         run.log_epochs(rows(1))
     assert sorted(run.info.status for run in all_runs()) == ["FINISHED", "KILLED"]
 
@@ -211,11 +215,11 @@ def test_other_parameters_begin_another_run(project: Callable[..., Path]) -> Non
 def test_events_sent_again_make_no_doubles(project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """As after a kill between sending and noting that it is sent, at each event."""
     project(IRIS)
-    write = tracking.Spool.sent.fset
+    write = runs.Spool.sent.fset
     assert write is not None
-    monkeypatch.setattr(tracking.Spool, "remove", lambda spool: None)
-    monkeypatch.setattr(tracking.Spool, "sent", tracking.Spool.sent.setter(lambda spool, end: None))
-    with tracking.stage_run("fetch", config.load()) as run:
+    monkeypatch.setattr(runs.Spool, "remove", lambda spool: None)
+    monkeypatch.setattr(runs.Spool, "sent", runs.Spool.sent.setter(lambda spool, end: None))
+    with stage_run("fetch", config.load()) as run:
         run.log_epochs(rows(1, 2))
         run.set_tags({"a": "b"})
         run.log_trial(0, {"train.lr": 0.1}, "complete", rows(1))
@@ -237,7 +241,7 @@ def test_of_runs_that_a_hanging_server_made_twice_one_stays(project: Callable[..
     for run in (first, trial):
         here().create_run(run.info.experiment_id, run.info.start_time + 1, run.data.tags, run.info.run_name)
     assert len(all_runs()) == 4
-    with tracking.stage_run("fetch", config.load()) as run:
+    with stage_run("fetch", config.load()) as run:
         run.log_epochs(rows(1, 2))
     assert len(all_runs()) == 2
     assert curve(next(run for run in all_runs() if run.info.run_name == "fetch")) == [(1, 1.0), (2, 0.5)]
@@ -249,7 +253,7 @@ def test_a_new_database_gets_what_the_old_one_had(project: Callable[..., Path], 
     (folder / "other.db").write_bytes(database.read_bytes())
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'other.db'}"
     try:
-        with tracking.stage_run("fetch", config.load()) as run:
+        with stage_run("fetch", config.load()) as run:
             run.log_epochs(rows(3))
         assert curve(only_run()) == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
     finally:
@@ -260,7 +264,7 @@ def test_what_mlflow_refuses_is_told_and_the_rest_goes_on(
     project: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     project(IRIS)
-    with tracking.stage_run("fetch", config.load()) as run:
+    with stage_run("fetch", config.load()) as run:
         run.log_params({"seed": 1})
         run.log_params({"seed": 2})
         run.log_metrics({"rows": 3})
@@ -274,13 +278,13 @@ def test_a_model_and_its_version_are_made_once_whatever_is_sent_again(
     folder = project(IRIS)
     (folder / "bundle").mkdir()
     (folder / "bundle/model.json").write_text("{}")
-    monkeypatch.setattr(tracking.Spool, "remove", lambda spool: None)
-    monkeypatch.setattr(tracking.Spool, "sent", tracking.Spool.sent.setter(lambda spool, end: None))
+    monkeypatch.setattr(runs.Spool, "remove", lambda spool: None)
+    monkeypatch.setattr(runs.Spool, "sent", runs.Spool.sent.setter(lambda spool, end: None))
     upload = MlflowClient.log_model_artifacts
     monkeypatch.setattr(
         MlflowClient, "log_model_artifacts", lambda *_: (_ for _ in ()).throw(OSError("as the disk is full"))
     )
-    with tracking.stage_run("fetch", config.load()) as run:
+    with stage_run("fetch", config.load()) as run:
         run.log_model(folder / "bundle")
         run.register("iris", folder / "bundle", {"model": "train"})
     (folder / "bundle/model.json").unlink()
@@ -323,7 +327,7 @@ def test_logging_waits_for_no_server_and_the_end_only_so_long(
     monkeypatch.setattr(delivery, "PATIENCE", 0.5)
     monkeypatch.setattr(delivery, "Delivery", Slow(3))
     start = time.monotonic()
-    with tracking.stage_run("fetch", config.load()) as run:
+    with stage_run("fetch", config.load()) as run:
         run.log_epochs(rows(*range(1, 100)))
         logged = time.monotonic()
     assert time.monotonic() - logged < 2.5
@@ -346,7 +350,7 @@ def test_a_server_that_gets_on_slowly_is_not_waited_for_longer(
 
     monkeypatch.setattr(delivery.Writer, "_send", in_steps)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    with tracking.stage_run("fetch", config.load()):
+    with stage_run("fetch", config.load()):
         ended = time.monotonic()
     assert time.monotonic() - ended < 3
     assert "does not answer (waited 1 s)" in capsys.readouterr().out
@@ -356,7 +360,7 @@ def test_a_database_that_another_process_makes_is_not_waited_for_longer(project:
     folder = project(IRIS)
     (folder / "mlflow.db").unlink()
     with FileLock(folder / "mlflow.lock"):
-        with tracking.stage_run("fetch", config.load()):
+        with stage_run("fetch", config.load()):
             ended = time.monotonic()
         assert time.monotonic() - ended < 5
 
@@ -368,7 +372,7 @@ def test_an_interrupt_while_the_end_waits_ends_the_waiting_and_not_the_stage(
     monkeypatch.setattr(delivery, "Delivery", Slow(3))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored
     try:
-        with tracking.stage_run("fetch", config.load()):
+        with stage_run("fetch", config.load()):
             threading.Timer(1.0, _thread.interrupt_main).start()
             ended = time.monotonic()
     except KeyboardInterrupt:
@@ -438,7 +442,7 @@ def test_a_version_that_comes_late_leaves_a_later_champion_and_a_new_one_does_no
     def register(model: str) -> None:
         (folder / model).mkdir(exist_ok=True)
         (folder / model / "model.json").write_text(json.dumps(model))
-        with tracking.stage_run("register", config.load()) as run:
+        with stage_run("register", config.load()) as run:
             run.register("iris", folder / model, {"model": model})
 
     def champion() -> str:
@@ -481,7 +485,7 @@ def test_of_two_who_register_a_model_at_once_the_first_has_the_version(
         return create(*request, **more)
 
     monkeypatch.setattr(MlflowClient, "create_model_version", after_another)
-    with tracking.stage_run("fetch", config.load()) as run:
+    with stage_run("fetch", config.load()) as run:
         run.register("iris", folder / "bundle", {"model": "train"})
     assert [version.version for version in here().search_model_versions()] == [1]
     assert here().get_model_version_by_alias("iris", "champion").version == 1
@@ -510,12 +514,10 @@ def test_a_run_that_the_server_makes_after_it_was_asked_again_is_no_double(
 
 def test_a_journal_is_read_from_where_it_is(project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     project(IRIS)
-    events, starts = tracking.Spool.events, list[int]()
+    events, starts = runs.Spool.events, list[int]()
     monkeypatch.setattr(delivery, "SECONDS_BETWEEN_WRITES", 0.05)
-    monkeypatch.setattr(
-        tracking.Spool, "events", lambda spool, start=0: (starts.append(start), events(spool, start))[1]
-    )
-    with tracking.stage_run("fetch", config.load()) as run:
+    monkeypatch.setattr(runs.Spool, "events", lambda spool, start=0: (starts.append(start), events(spool, start))[1])
+    with stage_run("fetch", config.load()) as run:
         for epoch in range(1, 21):
             run.log_epochs(rows(epoch))
             time.sleep(0.05)
@@ -526,7 +528,7 @@ def test_a_journal_is_read_from_where_it_is(project: Callable[..., Path], monkey
 
 def test_columns_of_any_name_are_among_the_parameters(project: Callable[..., Path]) -> None:
     project(IRIS | {"data.kinds": {"petal length (cm)": "drop", "price (€)": "drop"}})
-    with tracking.stage_run("prepare", config.load()):
+    with stage_run("prepare", config.load()):
         pass
     params = only_run().data.params
     assert json.loads(params["data.kinds"]) == {"petal length (cm)": "drop", "price (€)": "drop"}
@@ -540,7 +542,7 @@ def test_a_server_that_comes_back_gets_all_of_it(
     real = delivery.Delivery
     monkeypatch.setattr(delivery, "Delivery", Slow(0, MlflowException("gone")))
     monkeypatch.setattr(delivery, "SECONDS_BETWEEN_WRITES", 0.05)
-    with tracking.stage_run("fetch", config.load()) as run:
+    with stage_run("fetch", config.load()) as run:
         run.log_epochs(rows(1))
         time.sleep(0.5)
         monkeypatch.setattr(delivery, "Delivery", real)
@@ -560,10 +562,10 @@ def test_a_stage_that_ends_while_the_rest_is_being_sent_is_sent_to_its_end(
         sent.set()
         ended.wait(5)
 
-    end = tracking.Run.end
+    end = runs.Run.end
     monkeypatch.setattr(delivery.Delivery, "send", send_then_wait)
-    monkeypatch.setattr(tracking.Run, "end", lambda run, status: (end(run, status), ended.set()))
-    with tracking.stage_run("fetch", config.load()):
+    monkeypatch.setattr(runs.Run, "end", lambda run, status: (end(run, status), ended.set()))
+    with stage_run("fetch", config.load()):
         assert sent.wait(30)
     assert only_run().info.status == "FINISHED"
 
@@ -576,7 +578,7 @@ def test_what_is_logged_quickly_is_sent_at_most_once_in_a_while(
     log_batch = MlflowClient.log_batch
     monkeypatch.setattr(delivery, "SECONDS_BETWEEN_WRITES", 0.4)
     monkeypatch.setattr(MlflowClient, "log_batch", lambda *a, **k: (calls.append(a), log_batch(*a, **k)))
-    with tracking.stage_run("fetch", config.load()) as run:
+    with stage_run("fetch", config.load()) as run:
         for epoch in range(1, 101):
             run.log_epochs(rows(epoch))
             time.sleep(0.01)
@@ -590,7 +592,7 @@ def test_no_secret_of_a_url_reaches_the_spool_or_the_screen(
     project(IRIS)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
     start = time.monotonic()
-    with tracking.stage_run("fetch", config.load(), tags={"url": "s3://key:secret@bucket/x"}) as run:
+    with stage_run("fetch", config.load(), tags={"url": "s3://key:secret@bucket/x"}) as run:
         run.log_params({"data.source": "https://user:secret@host/t.csv?token=secret"})
     assert time.monotonic() - start < 5
     said = capsys.readouterr().out

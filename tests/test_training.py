@@ -8,14 +8,19 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 
-from pipeline import metrics
-from pipeline.baseline import constant_outputs
-from pipeline.data import TabularData, generator
-from pipeline.errors import DivergedError, UserError
-from pipeline.model import freeze
-from pipeline.settings import Overfit
-from pipeline.stack import Stack
-from pipeline.training import class_weights, evaluate, gap, lr_factor, overfit_check, predict, use
+from pipeline.core.errors import DivergedError, UserError
+from pipeline.core.settings import Overfit
+from pipeline.evaluation import metrics
+from pipeline.networks import losses
+from pipeline.networks.build import freeze
+from pipeline.networks.device import generator, use
+from pipeline.networks.losses import predictions
+from pipeline.networks.stack import Stack, predict
+from pipeline.stages.baseline.trees import constant_outputs
+from pipeline.stages.train.overfit import gap, overfit_check
+from pipeline.tables.tensors import TabularData
+from pipeline.training.loop import class_weights, evaluate
+from pipeline.training.schedule import lr_factor
 from tests import samples
 from tests.samples import network, sample, settings
 
@@ -49,7 +54,7 @@ def test_fit_beats_the_constant_on_rows_it_has_not_seen(name, optimizer):
     built = network(of, hidden=(16,))
     lr = 0.05 if optimizer == "sgd" else 0.01
     fitted = trained(of, built, optimizer=optimizer, lr=lr, epochs=15, schedule="cosine")
-    constant = metrics.loss(constant_outputs(of.train.y, len(of.test), of.target), of.test.y, of.target.task)
+    constant = losses.loss(constant_outputs(of.train.y, len(of.test), of.target), of.test.y, of.target.task)
     assert evaluate([built], of.test, of.target)["loss"] < 0.8 * float(constant)
     assert fitted.history[-1]["train_loss"] < 0.8 * fitted.history[0]["train_loss"]
 
@@ -289,7 +294,7 @@ def test_mixup_equals_training_on_mixed_inputs(name):
     partner = torch.randperm(len(of.train), generator=generator(seed, 1, 1))
     x, y = of.train.x_num[order], of.train.y[order]
     outputs = by_hand((share * x + (1 - share) * x[partner], of.train.x_cat))
-    parts = [metrics.loss(outputs, goal, of.target.task) for goal in (y, y[partner])]
+    parts = [losses.loss(outputs, goal, of.target.task) for goal in (y, y[partner])]
     (share * parts[0] + (1 - share) * parts[1]).backward()
     torch.optim.SGD(by_hand.parameters(), lr=0.1).step()
     for mine, reference in zip(built.parameters(), by_hand.parameters(), strict=True):
@@ -407,9 +412,9 @@ def test_evaluate_is_loss_and_scores_of_the_network_without_dropout(name):
     outputs = predict([built.train()], of.val)[0]
     assert not outputs.requires_grad
     torch.testing.assert_close(outputs, built.eval()((of.val.x_num, of.val.x_cat)))
-    predicted = metrics.predictions(outputs, of.target.task)
+    predicted = predictions(outputs, of.target.task)
     expected = metrics.score(predicted, of.val.y, of.target.task, of.target.std)
-    expected["loss"] = float(metrics.loss(outputs, of.val.y, of.target.task))
+    expected["loss"] = float(losses.loss(outputs, of.val.y, of.target.task))
     assert evaluate([built], of.val, of.target) == expected
 
 

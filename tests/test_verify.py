@@ -17,8 +17,10 @@ import pytest
 from ruamel.yaml import YAML
 from safetensors.numpy import load, save
 
-from pipeline import config, objects, verify, versions
-from pipeline.errors import UserError
+from pipeline.commands import objects, verify
+from pipeline.core import config
+from pipeline.core.errors import UserError
+from pipeline.tracking import identity
 from tests.clones import call, clone
 from tests.imports import ROOT
 
@@ -27,7 +29,7 @@ SUM = f"{0:032x}.dir"
 LOCK: dict[str, Any] = {
     "stages": {
         "evaluate@train": {"cmd": "…", "deps": [{"path": "models/train", "md5": SUM}], "outs": [{"path": "reports/train", "md5": SUM}]},
-        "train": {"cmd": "…", "deps": [{"path": "data/raw", "md5": SUM}, {"path": "pipeline/model.py", "md5": SUM}], "outs": [{"path": "models/train", "md5": SUM}]},
+        "train": {"cmd": "…", "deps": [{"path": "data/raw", "md5": SUM}, {"path": "pipeline/networks/build.py", "md5": SUM}], "outs": [{"path": "models/train", "md5": SUM}]},
         "fetch": {"cmd": "…", "outs": [{"path": "data/raw", "md5": SUM}]},
     }
 }  # fmt: skip
@@ -75,9 +77,9 @@ def test_a_torn_lock_says_what_to_do(tmp_path: Path, text: str) -> None:
         ({}, {}),
         ({"train": ["data/raw"]}, {}),  # in the clone it is not made yet; the lock decides
         (
-            {"train": ["train.lr", "pipeline/model.py"]},
+            {"train": ["train.lr", "pipeline/networks/build.py"]},
             {
-                "train": "stale: pipeline/model.py, train.lr changed since; run dvc repro",
+                "train": "stale: pipeline/networks/build.py, train.lr changed since; run dvc repro",
                 "evaluate@train": "stale: needs train, which is stale",
             },
         ),
@@ -149,7 +151,7 @@ def rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., li
         write(Path("models/train"), old)
         write(Path("clone/models/train"), new)
         sums = objects.sums(Path("models/train"))
-        total = versions.content(Path("models/train"))
+        total = identity.content(Path("models/train"))
         if cached:
             rows = json.dumps([{"md5": sums[name], "relpath": name} for name in sorted(sums)], sort_keys=True)
             for name, content in {total: rows.encode()}.items() | {(sums[n], c) for n, c in old.items()}:

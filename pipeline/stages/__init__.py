@@ -2,8 +2,9 @@
 
 import sys
 
-from pipeline import console, processor
+from pipeline.core import portable
+from pipeline.runtime import console
 
 # Here, since Python runs a package before its module, and that imports torch; "-m" while it looks for the module.
 if sys.argv[0] == "-m":
-    console.run(processor.pin)
+    console.run(portable.pin)

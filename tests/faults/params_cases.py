@@ -11,10 +11,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pipeline import config, finetuning, training
-from pipeline.bundle import Bundle
-from pipeline.errors import UserError
-from pipeline.settings import Config, is_whole
+from pipeline.core import config
+from pipeline.core.errors import UserError
+from pipeline.core.settings import Config, is_whole
+from pipeline.networks.bundle import Bundle
+from pipeline.stages.finetune import adapt
+from pipeline.stages.train import overfit
+from pipeline.training import loop
 from tests import samples
 from tests.imports import ROOT
 
@@ -186,20 +189,20 @@ def trained(settings: Config) -> None:
     sample = samples.make(flights(), settings.data, settings.seed)
     settings = settings.sized(len(sample.train))
     rows = sample.train.take(torch.arange(min(len(sample.train), 2 * settings.train.rows_a_step)))
-    members = training.new_members(settings, sample.train, sample.schema)
+    members = loop.new_members(settings, sample.train, sample.schema)
     quick = settings.train.model_copy(
         update={"overfit": settings.train.overfit and settings.train.overfit.model_copy(update={"steps": 2})}
     )
     with suppress(UserError):  # two steps are too few to learn by heart
-        training.overfit_check(members[0].network, rows, quick, sample.target, seed=settings.seed)
-    training.fit(members, rows, sample.val, sample.target, on_epoch=lambda row: True)
+        overfit.overfit_check(members[0].network, rows, quick, sample.target, seed=settings.seed)
+    loop.fit(members, rows, sample.val, sample.target, on_epoch=lambda row: True)
     networks = tuple(member.fitted for member in members)
     bundle = Bundle(networks, settings.model, sample.schema, sample.target, sample.preprocessor, {})
     if settings.train.calibration:
         bundle = bundle.calibrated(sample.val)
     assert len(bundle.predict(flights())) == len(flights())
-    tuned = finetuning.members(bundle, sample.target, settings, torch.device("cpu"))
-    training.fit(tuned, rows, sample.val, sample.target, on_epoch=lambda row: True)
+    tuned = adapt.members(bundle, sample.target, settings, torch.device("cpu"))
+    loop.fit(tuned, rows, sample.val, sample.target, on_epoch=lambda row: True)
 
 
 def case(number: int, folder: Path) -> None:

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline import checkpoints, console
+from pipeline.runtime import console
+from pipeline.training import checkpoints
 
 OUTPUT = {
     "prepare": Path("data/prepared"),
@@ -35,7 +36,7 @@ def started(stage: str, before: Callable[[], object] = lambda: None) -> multipro
         before()
         name, _, item = stage.partition("@")
         sys.argv = ["stage", item]
-        console.run(importlib.import_module(f"pipeline.stages.{name}").main, stage)
+        console.run(importlib.import_module(f"pipeline.stages.{name}.stage").main, stage)
 
     process = FORK.Process(target=work)
     process.start()

@@ -20,10 +20,12 @@ import pyarrow as pa
 import torch
 from pyarrow import parquet
 
-from pipeline import datasets, evaluation
-from pipeline.bundle import Bundle, load_bundle, save_bundle
-from pipeline.preparation import describe, prepare
-from pipeline.settings import Config, Task
+from pipeline.core.settings import Config, Task
+from pipeline.evaluation import report
+from pipeline.networks.bundle import Bundle, load_bundle, save_bundle
+from pipeline.sources import readers
+from pipeline.stages.prepare.preparation import describe, prepare
+from pipeline.tables.raw import save_raw
 from tests import samples
 
 Made = tuple[str, bytes]  # a file name and what is in it
@@ -267,8 +269,8 @@ def case(number: int, folder: Path) -> None:
         settings = samples.configuration(
             rng.choice(["binary", "multiclass", "multiclass", "regression"]), **options(rng)
         )
-        raw = datasets.read(str(folder / name), settings.data.csv)
-        datasets.save_raw(raw, folder / "raw.parquet")
+        raw = readers.read(str(folder / name), settings.data.csv)
+        save_raw(raw, folder / "raw.parquet")
         prepared = prepare(pd.read_parquet(folder / "raw.parquet"), None, settings.data, 0)
         assert describe(prepared.schema).replace("\n", "").isprintable()
         if number % 4 == 0:  # one in ten of all: a third are prepared
@@ -285,5 +287,5 @@ def trained(of: samples.Sample, settings: Config, folder: Path) -> None:
     save_bundle(folder / "model", bundle, [])
     loaded = load_bundle(folder / "model")
     assert len(loaded.predict(of.raw)) == len(of.raw)
-    judged = evaluation.report(loaded.outputs(of.test), of.test.y, of.target)
-    evaluation.save(folder / "report", judged)
+    judged = report.report(loaded.outputs(of.test), of.test.y, of.target)
+    report.save(folder / "report", judged)

@@ -14,10 +14,12 @@ import pytest
 from filelock import FileLock
 from ruamel.yaml import YAML
 
-from pipeline import config, doctor, locks
-from pipeline.bundle import load_bundle
-from pipeline.doctor import Finding
-from pipeline.errors import UserError
+from pipeline.commands import doctor
+from pipeline.commands.doctor import Finding
+from pipeline.core import config
+from pipeline.core.errors import UserError
+from pipeline.networks.bundle import load_bundle
+from pipeline.runtime import locks
 from tests.clones import call, clone, environment
 from tests.faults.conftest import Tally
 

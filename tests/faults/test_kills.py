@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from ruamel.yaml import YAML
 from safetensors.numpy import load, save
 
-from pipeline import config, files
+from pipeline.core import config, files
 from tests.faults.conftest import Tally
 from tests.faults.stages import (
     OUTPUT,
@@ -61,7 +61,9 @@ def ready(project: Callable[..., Path], template: Path) -> Path:
     folder = project(WORK)
     if not template.exists():
         for stage in CHAIN:
-            importlib.import_module(f"pipeline.stages.{stage.partition('@')[0]}")  # here, so that each fork has it
+            importlib.import_module(
+                f"pipeline.stages.{stage.partition('@')[0]}.stage"
+            )  # here, so that each fork has it
             finished(stage)
         shutil.copytree(folder, template, ignore=shutil.ignore_patterns("pipeline"))
     shutil.copytree(template, folder, dirs_exist_ok=True)

@@ -19,12 +19,14 @@ import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
 
-from pipeline import cli, datasets, delivery, evaluation, files
-from pipeline.bundle import DESCRIPTION, HISTORY, WEIGHTS, load_bundle, save_bundle
-from pipeline.data import load_rows, load_split
-from pipeline.errors import UserError
-from pipeline.preparation import load_prepared
-from pipeline.settings import Csv
+from pipeline.commands import cli, predict, show
+from pipeline.core import files, scores
+from pipeline.core.errors import UserError
+from pipeline.core.settings import Csv
+from pipeline.networks.bundle import DESCRIPTION, HISTORY, WEIGHTS, load_bundle, save_bundle
+from pipeline.sources import readers
+from pipeline.tables.prepared import load_prepared, load_rows, load_split
+from pipeline.tracking import delivery
 from tests import clones, samples
 from tests.faults.conftest import Tally
 from tests.faults.table_cases import Payload
@@ -118,7 +120,7 @@ def saved(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def prepared(tmp_path: Path) -> Path:
-    from pipeline.preparation import prepare
+    from pipeline.stages.prepare.preparation import prepare
 
     of = samples.sample("mixed")
     prepare(of.raw, None, of.data, 0).save(tmp_path / "prepared")
@@ -175,8 +177,8 @@ def test_a_pickle_as_the_table_of_predict_is_refused(
         with tally.trial("pickle as a table"):
             content = poison(kind, tmp_path / "payload")
             Path(name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
-            refused(lambda: cli.predict(saved, name, Path("out.csv")), name, tmp_path / "payload")
-            refused(lambda: datasets.read(name, Csv()), name, tmp_path / "payload")
+            refused(lambda: predict.predict(saved, name, Path("out.csv")), name, tmp_path / "payload")
+            refused(lambda: readers.read(name, Csv()), name, tmp_path / "payload")
 
 
 def test_a_pickle_that_an_arrow_type_carries_is_not_run(tmp_path: Path, tally: Tally) -> None:
@@ -191,7 +193,7 @@ def test_a_pickle_that_an_arrow_type_carries_is_not_run(tmp_path: Path, tally: T
             }
             schema = pa.schema([pa.field("a", pa.int64(), metadata=extra)])
             parquet.write_table(pa.table([[1, 2]], schema=schema), tmp_path / "t.parquet")
-            assert datasets.read(str(tmp_path / "t.parquet"), Csv())["a"].tolist() == [1, 2]
+            assert readers.read(str(tmp_path / "t.parquet"), Csv())["a"].tolist() == [1, 2]
             assert not (tmp_path / "payload").exists()
 
 
@@ -202,7 +204,7 @@ def test_the_mlflow_model_is_code_and_files_and_its_bundle_is_checked(
 
     folder = project({"data.source": "sklearn:iris", "data.target": "target", "data.task": "multiclass"})
     run_chain("fetch", "prepare", "train")
-    from pipeline import config
+    from pipeline.core import config
 
     uri = delivery.tracking_uri(config.load().tracking)
     client = MlflowClient(uri)
@@ -250,7 +252,7 @@ def test_json_that_would_fill_the_memory_is_refused(
     for path, load in {
         saved / DESCRIPTION: lambda: load_bundle(saved),
         prepared / "schema.json": lambda: load_prepared(prepared),
-        report / "metrics.json": lambda: evaluation.load_scores(report),
+        report / "metrics.json": lambda: scores.load_scores(report),
     }.items():
         with tally.trial("JSON bomb"):
             path.write_bytes(content)
@@ -463,8 +465,8 @@ def test_names_and_labels_are_shown_and_never_interpreted(
     table.to_csv(folder / "data/source/t.csv", index=False)
     with tally.trial("names and labels that a program might obey"):
         run_chain()
-        cli.predict(Path("models/champion"), "data/source/t.csv", Path("out.csv"))
-        cli.show()
+        predict.predict(Path("models/champion"), "data/source/t.csv", Path("out.csv"))
+        show.show()
         assert not payload.exists()
         assert "\x1b[2J" not in capsys.readouterr().out
         for path in [Path("out.csv"), *Path("models").rglob("*.csv"), *Path("reports").rglob("*.csv")]:

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import console
-from pipeline.bundle import load_bundle
-from pipeline.errors import UserError
-from pipeline.stages import fetch, prepare, train
+from pipeline.core.errors import UserError
+from pipeline.networks.bundle import load_bundle
+from pipeline.runtime import console
+from pipeline.stages.fetch import stage as fetch_stage
+from pipeline.stages.prepare import stage as prepare_stage
+from pipeline.stages.train import stage as train_stage
 from tests.faults import disks
 from tests.faults.conftest import Tally
 
@@ -22,8 +24,8 @@ OUTPUT = Path("models/train")
 @pytest.fixture
 def prepared(project: Callable[..., Path]) -> Path:
     folder = project({"data.source": "sklearn:iris", "data.target": "target", "data.task": "multiclass"})
-    fetch.main()
-    prepare.main()
+    fetch_stage.main()
+    prepare_stage.main()
     return folder
 
 
@@ -35,7 +37,7 @@ def trained(before: Callable[[], object]) -> tuple[int | None, list[str], dict[s
             sys.stdout = sys.stderr = log
             before()
             try:
-                console.run(train.main, "train")
+                console.run(train_stage.main, "train")
             finally:
                 shutil.rmtree("after", ignore_errors=True)
                 shutil.copytree(OUTPUT, "after")

@@ -24,7 +24,7 @@ if sys.argv[2] == "one":
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 for stage in ("fetch", "prepare", "train", "finetune", "search", "evaluate train", "evaluate search"):
     sys.argv = stage.split()
-    runpy.run_module(f"pipeline.stages.{sys.argv[0]}", run_name="__main__")
+    runpy.run_module(f"pipeline.stages.{sys.argv[0]}.stage", run_name="__main__")
 """
 PARAMS = {
     "data.source": "t.csv",

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cli, config, datasets
-from pipeline.bundle import save_bundle
-from pipeline.errors import UserError
-from pipeline.settings import Csv
+from pipeline.commands import cli
+from pipeline.core import config
+from pipeline.core.errors import UserError
+from pipeline.core.settings import Csv
+from pipeline.networks.bundle import save_bundle
+from pipeline.sources import readers
 from tests import clones, samples
 from tests.conftest import write_params
 from tests.faults.conftest import Tally
@@ -149,14 +151,14 @@ def test_a_variable_in_an_address_is_read_where_it_is_used_alone(
     host, answers = server
     answers["/t.csv"] = b"a,b\n1,2\n"
     monkeypatch.setenv("TOKEN", SECRET)
-    assert datasets.read(f"http://{host}/t.csv?token=${{TOKEN}}", Csv()).shape == (1, 2)
+    assert readers.read(f"http://{host}/t.csv?token=${{TOKEN}}", Csv()).shape == (1, 2)
     for path in ("/none.csv", "/403", "/hangup"):
         with pytest.raises(UserError) as caught:
-            datasets.read(f"http://u:${{TOKEN}}@{host}{path}?token=${{TOKEN}}", Csv())
+            readers.read(f"http://u:${{TOKEN}}@{host}{path}?token=${{TOKEN}}", Csv())
         assert SECRET not in str(caught.value)
     monkeypatch.delenv("TOKEN")
     with pytest.raises(UserError, match="needs the variable TOKEN, which is not set"):
-        datasets.read(f"http://{host}/t.csv?token=${{TOKEN}}", Csv())
+        readers.read(f"http://{host}/t.csv?token=${{TOKEN}}", Csv())
 
 
 def found_in(folder: Path) -> list[Path]:
@@ -196,7 +198,7 @@ def test_no_secret_of_address_or_environment_is_written_anywhere(
         done = call(
             "python",
             "-m",
-            "pipeline.stages.prepare",
+            "pipeline.stages.prepare.stage",
             MLFLOW_TRACKING_URI=f"http://user:{SECRET}@127.0.0.1:9",
             MLFLOW_HTTP_REQUEST_MAX_RETRIES="0",
         )

@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipeline import delivery
-from pipeline.spool import Spool
+from pipeline.tracking import delivery
+from pipeline.tracking.journal import Spool
 from tests.faults.conftest import TORTURE, Tally
 from tests.imports import ROOT
 from tests.test_stages import run_chain
@@ -32,10 +32,12 @@ EPOCHS, TRIALS = 30, 3
 STAGE = f"""
 import sys, time
 from pathlib import Path
-from pipeline import config, console, delivery, files, tracking
+from pipeline.core import config, files
+from pipeline.runtime import console
+from pipeline.tracking import runs
 SLOW = float(sys.argv[1])
 def main():
-    with tracking.stage_run("fetch", config.load()) as run:
+    with runs.stage_run("fetch", config.load()) as run:
         print("running", flush=True)
         for epoch in range(1, {EPOCHS} + 1):
             run.log_epochs([{{"epoch": epoch, "val_loss": 1 / epoch}}])
@@ -48,8 +50,8 @@ def main():
     print("end took", time.monotonic() - ended, flush=True)
 console.run(main)
 """
-SYNC = "from pipeline.sync import sync; print('running', flush=True); sync()"
-START = "import sys, time; from pipeline import delivery, tracking; delivery.make_database(__import__('pathlib').Path(sys.argv[1]))"
+SYNC = "from pipeline.commands.sync import sync; print('running', flush=True); sync()"
+START = "import sys, time; from pipeline.tracking import delivery, runs; delivery.make_database(__import__('pathlib').Path(sys.argv[1]))"
 
 
 def environment(uri: str | None) -> dict[str, str]:
@@ -97,7 +99,7 @@ def run_stage(folder: Path, uri: str | None = None, waits: bool = True) -> None:
 
 
 def replay(folder: Path, uri: str | None = None) -> None:
-    code = "from pipeline import config, delivery, tracking; print(delivery.Writer(config.load().tracking, None).close(300.0))"
+    code = "from pipeline.core import config; from pipeline.tracking import delivery; print(delivery.Writer(config.load().tracking, None).close(300.0))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, env=environment(uri), capture_output=True, text=True, check=True
     )

@@ -21,7 +21,7 @@ from contextlib import redirect_stderr
 from functools import partial
 from pathlib import Path
 
-from pipeline import console
+from pipeline.runtime import console
 from tests.imports import ROOT
 
 SECONDS, BYTES = 10, 2**30

@@ -1,0 +1,1 @@
+"""What a user can do besides `dvc repro`."""

@@ -1,0 +1,25 @@
+"""The MLflow model: raw columns in, label and probabilities out. MLflow runs this file to load a registered version."""
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow.pyfunc.model import PythonModel
+
+from pipeline.networks.bundle import Bundle, load_bundle
+
+
+class TableModel(PythonModel):
+    """A bundle behind MLflow's interface."""
+
+    bundle: Bundle
+
+    def load_context(self, context: Any) -> None:
+        self.bundle = load_bundle(Path(context.artifacts["bundle"]))
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        return self.bundle.predict(model_input)
+
+
+mlflow.models.set_model(TableModel())

@@ -1,0 +1,1 @@
+"""What `params.yaml` may say, how files are written, and how mistakes are reported."""

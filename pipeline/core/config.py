@@ -1,0 +1,313 @@
+"""`params.yaml` to a `Config` and back; a mistake in it as one line that names the place, the rule and the value."""
+
+import difflib
+import itertools
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError, YAMLWarning
+from ruamel.yaml.nodes import CollectionNode, MappingNode, Node
+from ruamel.yaml.representer import RoundTripRepresenter
+
+from pipeline.core import files
+from pipeline.core.errors import UserError
+from pipeline.core.secrets import without_secret
+from pipeline.core.settings import NOT_SEARCHED, PRESET, STRONG, Config, fields_at
+
+PATH = Path("params.yaml")
+MAX_BYTES, MAX_VALUES, MAX_OPEN = 2**16, 20_000, 500  # of a file of parameters: size, values with aliases, depth
+
+
+def load(path: Path = PATH) -> Config:
+    """Read and check `params.yaml`; every mistake comes back as file, line, dotted name, rule and value."""
+    text = _text(path)
+    values = yaml_values(path, text)
+    try:
+        return _parse(values)
+    except _RefusedError as error:
+        raise UserError(f"{path}{_line(text, error.location)}: {error}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Sections of plain values; raises `UserError` for what is no YAML, or would become too much."""
+    return yaml_values(path, _text(path))
+
+
+def _text(path: Path) -> str:
+    try:
+        if not path.is_dir() and not path.is_file():
+            raise FileNotFoundError  # or a pipe, which would be waited for
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        text = content[:MAX_BYTES].decode("utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run this in the folder of the project") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start})") from None
+    if len(content) > MAX_BYTES:
+        raise UserError(f"{path} is longer than {MAX_BYTES // 1024} KiB: are these parameters?")
+    return text
+
+
+def yaml_values(path: Path, text: str) -> dict[str, Any]:
+    """As `read_yaml`, of a text that stands for the file `path`."""
+    # Counted before the reader sees them: its time grows with the square of the depth.
+    if max(itertools.accumulate((_OPENS.get(mark, 0) for mark in text), initial=0)) > MAX_OPEN:
+        raise UserError(f"{path} is not YAML: more than {MAX_OPEN} brackets are open at once")
+    try:
+        if "&" in text and _size(_read(text, "safe", YAML.compose), {}) > MAX_VALUES:
+            raise UserError(f"{path} holds more than {MAX_VALUES:,} values once its aliases are written out")
+        # YAML 1.2, as DVC reads it: there 1e-3 is a number.
+        values = _read(text, "safe")
+    except DuplicateKeyError as error:
+        key = str(error.problem).split('"')[1] if '"' in str(error.problem) else "a key"
+        raise UserError(f"{path}, line {error.problem_mark.line + 1}: {key} stands twice in its section") from None
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise UserError(f"{path}, line {mark.line + 1 if mark else '?'}: not YAML: {error.problem}") from None
+    except UserError:
+        raise
+    except (LookupError, AttributeError):  # of ruamel.yaml, at a value such as `!!bool maybe` or `!!int ''`
+        raise UserError(f"{path} is not YAML: a value is not of the type that its tag names") from None
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold sections such as data and train, got {type(values).__name__}")
+    return values
+
+
+_OPENS = {"[": 1, "{": 1, "]": -1, "}": -1}
+
+
+def _size(node: Node | None, known: dict[int, int]) -> int:
+    """How many values a node holds, each alias counted as what it stands for."""
+    if not isinstance(node, CollectionNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = MAX_VALUES + 1  # what holds itself has no end
+        parts = itertools.chain(*node.value) if isinstance(node, MappingNode) else node.value
+        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(node)]
+
+
+def _read(text: str, kind: Literal["safe", "rt"], how: Callable[[YAML, str], Any] = YAML.load) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", YAMLWarning)  # such as of an anchor used twice, which YAML allows
+        return how(YAML(typ=kind, pure=True), text)
+
+
+def from_mapping(values: Mapping[str, Any]) -> Config:
+    """A configuration from plain values; raises `UserError` as `load` does."""
+    try:
+        return _parse(values)
+    except _RefusedError as error:
+        raise UserError(str(error)) from None
+
+
+def replaced(config: Config, values: Mapping[str, Any]) -> Config:
+    """A configuration with some dotted parameters at other values, checked again."""
+    return from_mapping(_patched(config.model_dump(mode="json", by_alias=True), values))
+
+
+def adopt(patch: Mapping[str, Any], path: Path = PATH) -> dict[str, tuple[Any, Any]]:
+    """Write the leaves of `patch` into `params.yaml`, keeping its comments; returns old and new value by dotted name."""
+    leaves = flatten(patch)
+    replaced(load(path), leaves)  # refuses what would not load
+    yaml = YAML()
+    yaml.Representer = _Representer
+    yaml.preserve_quotes = True
+    yaml.width = 4096
+    tree = yaml.load(path.read_text(encoding="utf-8"))
+    changes = {name: (_put(tree, name, value), value) for name, value in leaves.items()}
+    files.write_text(path, dump_yaml(tree, yaml))
+    return changes
+
+
+class _Representer(RoundTripRepresenter):
+    """Writes null as a word: an empty place is easily taken for a forgotten value."""
+
+
+_Representer.add_representer(
+    type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+)
+
+
+def dump_yaml(values: Any, yaml: YAML | None = None) -> str:
+    buffer = StringIO()
+    (yaml or YAML()).dump(values, buffer)
+    return buffer.getvalue()
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections to dotted names; an empty section is a leaf."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    return _patched({}, leaves)
+
+
+def _patched(values: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:
+    patched = json.loads(json.dumps(values))
+    for name, value in leaves.items():
+        _put(patched, name, value)
+    return dict(patched)
+
+
+def _put(tree: dict[str, Any], name: str, value: Any) -> Any:
+    """Set a dotted name in nested sections, made where they are missing; returns the value it had."""
+    *sections, key = name.split(".")
+    for section in sections:
+        if not isinstance(tree.get(section), dict):
+            tree[section] = {}
+        tree = tree[section]
+    old = tree.get(key)
+    tree[key] = value
+    return old
+
+
+class _RefusedError(Exception):
+    """A value that the rules refuse, and where it stands."""
+
+    def __init__(self, location: tuple[str | int, ...], message: str) -> None:
+        self.location = location
+        super().__init__(message)
+
+
+def _parse(values: Mapping[str, Any]) -> Config:
+    config = _validated(_with_preset(values))
+    _check_space(config)
+    return config
+
+
+def _with_preset(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The values, with those of `train.preset` where they are missing or say preset."""
+    train = values.get("train", {})
+    strong = not isinstance(train, Mapping) or train.get("preset", "strong") == "strong"
+    filled = dict(values)
+    for name, value in STRONG.items():
+        section, key = name.split(".")
+        written = filled.get(section, {})
+        if not isinstance(written, Mapping) or written.get(key, PRESET) != PRESET:
+            continue
+        rest = {name: other for name, other in written.items() if name != key}
+        filled[section] = rest | ({key: value} if strong else {})
+    return filled
+
+
+def _validated(values: Mapping[str, Any]) -> Config:
+    try:
+        # By way of JSON: pydantic's strict mode takes a JSON array as a tuple, but not a Python list.
+        return Config.model_validate_json(json.dumps(values, default=str))
+    except ValidationError as error:
+        first, *others = error.errors()
+        # A value that may be of several types is refused once for each of them.
+        rules = [_rule(other) for other in others if _keys(other["loc"]) == _keys(first["loc"])]
+        raise _RefusedError(first["loc"], _message(first, rules)) from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _RefusedError((), f"must hold plain values under names: {error}") from None
+
+
+def _check_space(config: Config) -> None:
+    """Every searched parameter exists, and each end of its range would be accepted in `params.yaml`."""
+    plain = config.model_dump(mode="json", by_alias=True)
+    known = [name for name in flatten(plain) if name.startswith(("model.", "train."))]
+    for name, space in config.search.space.items():
+        here = ("search", "space", name)
+        if name.startswith(NOT_SEARCHED):
+            raise _RefusedError(here, f"search.space.{name} has no effect on a trial")
+        if name not in known:
+            raise _RefusedError(
+                here, f"search.space.{name} is not a parameter of model or train{_nearest(name, known)}"
+            )
+        for value in space.ends:
+            try:
+                _validated(_patched(plain, {name: _whole(value)}))
+            except _RefusedError as error:
+                raise _RefusedError(here, f"search.space.{name}: {error}") from None
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _message(error: Any, more_rules: Sequence[str] = ()) -> str:
+    """One pydantic error as `name rule, got value`."""
+    name = ".".join(_keys(error["loc"]))
+    match error["type"]:
+        case "extra_forbidden":
+            known = list(fields_at(error["loc"][:-1]))
+            return f"{name} is not a known key{_nearest(error['loc'][-1], known)}"
+        case "json_invalid":
+            return "holds text that is not Unicode"
+        case "missing":
+            return f"{name} is missing"
+        case "value_error":
+            text = str(error["ctx"]["error"])
+            return f"{name}: {text}" if name else text
+        case "string_pattern_mismatch" if name == "data.split.by":
+            return f"{name} must be random, time:<column> or group:<column>, got {_shown(error)}"
+        case _:
+            return f"{name} {' or '.join([_rule(error), *more_rules])}, got {_shown(error)}"
+
+
+def _rule(error: Any) -> str:
+    return str(error["msg"]).replace("Input should", "must").replace("String should", "must")
+
+
+def _shown(error: Any) -> str:
+    value = without_secret(repr(error["input"]))
+    return value if len(value) <= 80 else value[:79] + "…"
+
+
+# Where several types are allowed pydantic adds the name of the branch it tried, which is no key of the file.
+_UNIONS: dict[tuple[str, ...], int] = {
+    ("finetune", "freeze"): 2,
+    ("model", "ensemble"): 2,
+    ("train", "batch_size"): 2,
+    ("train", "epochs"): 2,
+    ("data", "transfer", "values"): 4,
+}
+
+
+def _keys(location: tuple[str | int, ...]) -> list[str]:
+    for union, depth in _UNIONS.items():
+        if location[: len(union)] == union:
+            location = location[:depth]
+    return [str(key) for key in location]
+
+
+def _nearest(name: object, known: list[str]) -> str:
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def _line(text: str, location: tuple[str | int, ...]) -> str:
+    """`, line N` for the deepest part of `location` that stands in the file."""
+    try:
+        node, line = _read(text, "rt"), None
+    except RecursionError:  # this reader goes deeper than the one that read the values
+        return ""
+    for key in location:
+        try:
+            line = (node.lc.item(key) if isinstance(key, int) else node.lc.key(key))[0] + 1
+            node = node[key]
+        except (AttributeError, KeyError, TypeError, IndexError):
+            continue
+    return f", line {line}" if line else ""

@@ -1,0 +1,144 @@
+"""What a model is worth on rows it has not seen: numbers, and the tables behind the plots."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+from torchmetrics.functional import classification
+
+from pipeline.core import files
+from pipeline.core.scores import shown, significant
+from pipeline.evaluation import figures, metrics
+from pipeline.networks import losses
+from pipeline.tables.prepared import load_split
+from pipeline.tables.schema import Schema, Target
+
+MAX_POINTS = 10_000  # rows of a table that a plot shows one by one
+GRID = np.linspace(0, 1, 101)  # where ROC and PR curves are read off
+
+
+@dataclass(frozen=True)
+class Report:
+    """Scores by name, and the tables of the plots by name."""
+
+    scores: dict[str, float]
+    tables: dict[str, pd.DataFrame]
+
+
+def report(outputs: Tensor, y: Tensor, target: Target, temperature: float | None = None) -> Report:
+    """Judge raw outputs [n, n_outputs] against `y` [n]: any model's, brought to the form of the network's.
+
+    With a `temperature`, which the outputs are divided by, the report has the calibration error without it too.
+    """
+    uncalibrated, outputs = outputs, outputs / (temperature or 1.0)
+    predicted = losses.predictions(outputs, target.task)
+    scores = {"loss": float(losses.loss(outputs, y, target.task))}
+    scores |= metrics.score(predicted, y, target.task, target.std)
+    if target.task == "regression":
+        return Report(scores, {"residuals": _residuals(predicted, y, target)})
+    scores["ece"] = metrics.calibration_error(predicted, y)
+    if temperature is not None:
+        scores["ece_uncalibrated"] = metrics.calibration_error(losses.predictions(uncalibrated, target.task), y)
+    roc, pr = _curves(predicted, y, target)
+    confusion = _confusion(predicted, y, target)
+    each = {"predictions": _each(predicted, y, target)}
+    return Report(
+        scores, each | {"confusion": confusion, "roc": roc, "pr": pr, "calibration": _calibration(predicted, y)}
+    )
+
+
+def evaluate(
+    outputs: Callable[[str, str], Tensor], target: Target, learned: Schema, temperature: float | None = None
+) -> Report:
+    """Judge a model on the validation and test rows of each domain whose target is its own.
+
+    `outputs(domain, split)` are the model's outputs. Scores are named `test.accuracy` for the source domain and
+    `transfer.accuracy` for the transfer domain's test rows; `val.` and `transfer.val.` stand for validation rows. The
+    tables are of test rows, those of the transfer domain under `transfer_`.
+    """
+    scores: dict[str, float] = {}
+    tables: dict[str, pd.DataFrame] = {}
+    for domain, prefix, goal in (("source", "", learned.target), ("transfer", "transfer.", learned.transfer_target)):
+        if goal != target:
+            continue
+        val = report(outputs(domain, "val"), load_split(domain, "val").y, target, temperature)
+        test = report(outputs(domain, "test"), load_split(domain, "test").y, target, temperature)
+        scores |= {f"{prefix}val.{name}": score for name, score in val.scores.items()}
+        scores |= {f"{prefix or 'test.'}{name}": score for name, score in test.scores.items()}
+        tables |= {f"{prefix.replace('.', '_')}{name}": table for name, table in test.tables.items()}
+    return Report(scores, tables)
+
+
+def save(folder: Path, judged: Report) -> None:
+    """Write `metrics.json`, a CSV a table, and the plots."""
+    files.write_json(folder / "metrics.json", {name: significant(score) for name, score in judged.scores.items()})
+    for name, table in judged.tables.items():
+        files.write_csv(folder / f"{name}.csv", table)
+    figures.save_report(folder, judged.tables)
+
+
+def _thinned(n: int) -> np.ndarray:
+    return np.unique(np.linspace(0, n - 1, min(n, MAX_POINTS)).round().astype(int))
+
+
+def _each(predicted: Tensor, y: Tensor, target: Target) -> pd.DataFrame:
+    rows = _thinned(len(y))
+    codes = predicted.argmax(1).numpy()[rows]
+    return pd.DataFrame({"actual": target.labels(y.numpy()[rows]), "predicted": target.labels(codes)})
+
+
+def _residuals(predicted: Tensor, y: Tensor, target: Target) -> pd.DataFrame:
+    rows = _thinned(len(y))
+    actual = y.numpy().astype(np.float64)[rows] * target.std + target.mean
+    guess = predicted.numpy().astype(np.float64)[rows] * target.std + target.mean
+    return pd.DataFrame({"actual": actual, "predicted": guess, "residual": actual - guess}).map(significant)
+
+
+def _confusion(predicted: Tensor, y: Tensor, target: Target) -> pd.DataFrame:
+    """A row for each pair of classes, with how often the first was taken for the second."""
+    n = len(target.classes)
+    counts = classification.multiclass_confusion_matrix(predicted.argmax(1), y, num_classes=n).numpy()
+    actual, guess = np.divmod(np.arange(n * n), n)
+    return pd.DataFrame({"actual": target.labels(actual), "predicted": target.labels(guess), "rows": counts.ravel()})
+
+
+def _curves(predicted: Tensor, y: Tensor, target: Target) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """ROC (tpr at each fpr) and PR (precision at each recall), the mean over classes and a column a class."""
+    roc, pr = {}, {}
+    for code, name in enumerate(target.classes):
+        truth = (y == code).long()
+        if not 0 < int(truth.sum()) < len(y):
+            continue  # a class that no test row or every one has draws no curve
+        fpr, tpr, _ = classification.binary_roc(predicted[:, code], truth)
+        roc[f"tpr.{name}"] = np.interp(GRID, fpr.numpy(), tpr.numpy())
+        precision, recall, _ = classification.binary_precision_recall_curve(predicted[:, code], truth)
+        # The best precision at this recall or a higher one; recall comes in descending order, from 1 to 0.
+        best = np.maximum.accumulate(precision.numpy())
+        # float32 recalls are off in their last digits.
+        reached = np.searchsorted(recall.numpy()[::-1], GRID - 1e-6)
+        pr[f"precision.{name}"] = best[::-1][reached]
+    means = [np.mean(list(curves.values()), axis=0) if curves else np.full(len(GRID), np.nan) for curves in (roc, pr)]
+    return (
+        pd.DataFrame({"fpr": GRID, "tpr": means[0], **roc}).round(6),
+        pd.DataFrame({"recall": GRID, "precision": means[1], **pr}).round(6),
+    )
+
+
+def _calibration(predicted: Tensor, y: Tensor) -> pd.DataFrame:
+    """By bin of confidence: its mean, how often the prediction was right, and the rows."""
+    confidence, codes = predicted.double().max(1)
+    table = pd.DataFrame({"confidence": confidence.numpy(), "accuracy": (codes == y).double().numpy()})
+    bins = np.minimum((table["confidence"] * metrics.CALIBRATION_BINS).astype(int), metrics.CALIBRATION_BINS - 1)
+    means = table.groupby(bins)[["confidence", "accuracy"]].mean().round(6)
+    return means.assign(rows=table.groupby(bins).size()).reset_index(drop=True)
+
+
+def summary(name: str, scores: Mapping[str, float]) -> str:
+    """The test scores of a model in a line."""
+    listed = {
+        key: score for key, score in scores.items() if key.startswith(("test.", "transfer.")) and ".val." not in key
+    }
+    return f"{name}: " + "  ".join(f"{key} {shown(score)}" for key, score in listed.items())

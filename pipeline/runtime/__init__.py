@@ -1,0 +1,1 @@
+"""How a process starts, shows progress and ends."""

@@ -1,0 +1,1 @@
+"""Score gradient-boosted trees and a constant prediction."""

@@ -1,0 +1,65 @@
+"""What needs no network: the majority class or the mean, and gradient-boosted trees on the same rows."""
+
+import numpy as np
+import pandas as pd
+import torch
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from pipeline.tables.preprocessing import category_codes, numeric_features
+from pipeline.tables.schema import Schema, Target
+
+MAX_TREE_CATEGORIES = 255  # scikit-learn's limit; a column with more goes in as numbers
+
+
+def constant_outputs(y_train: Tensor, n: int, target: Target) -> Tensor:
+    """Outputs that give each of `n` rows the training rows' class shares, or their mean."""
+    if target.task == "regression":
+        return y_train.mean().expand(n, 1)
+    shares = torch.bincount(y_train, minlength=len(target.classes)) / len(y_train)
+    return _outputs(shares.double().expand(n, -1).numpy(), target)
+
+
+class Trees:
+    """scikit-learn's HistGradientBoosting, with its defaults, on unscaled numbers and whole categories.
+
+    The order of its sums follows the number of `threads`, and so do its last digits.
+    """
+
+    def __init__(
+        self, table: pd.DataFrame, y: np.ndarray, schema: Schema, target: Target, *, seed: int, threads: int
+    ) -> None:
+        from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
+        features = self._features(table, schema)
+        n_num = features.shape[1] - len(schema.cardinalities)
+        whole = [size <= MAX_TREE_CATEGORIES for size in schema.cardinalities]
+        categorical = np.array([False] * n_num + whole)
+        self.schema, self.target = schema, target
+        if target.task == "regression":
+            self.trees = HistGradientBoostingRegressor(categorical_features=categorical, random_state=seed)
+        else:
+            # Early stopping splits the rows by class, which a class of one row does not allow.
+            stopping = "auto" if np.bincount(y).min() > 1 else False
+            self.trees = HistGradientBoostingClassifier(
+                categorical_features=categorical, random_state=seed, early_stopping=stopping
+            )
+        with threadpool_limits(threads):
+            self.trees.fit(features, y)
+
+    @staticmethod
+    def _features(table: pd.DataFrame, schema: Schema) -> np.ndarray:
+        return np.hstack([numeric_features(table, schema), category_codes(table, schema)])
+
+    def outputs(self, table: pd.DataFrame) -> Tensor:
+        """Outputs for a checked table, in the form of a network's."""
+        features = self._features(table, self.schema)
+        if self.target.task == "regression":
+            return torch.from_numpy(self.trees.predict(features)).float().unsqueeze(1)
+        return _outputs(self.trees.predict_proba(features), self.target)
+
+
+def _outputs(probabilities: np.ndarray, target: Target) -> Tensor:
+    """Logits that softmax or sigmoid turn back into `probabilities` [n, classes]."""
+    logs = torch.from_numpy(np.log(np.clip(probabilities, 1e-12, 1.0))).float()
+    return logs if target.task == "multiclass" else logs[:, 1:] - logs[:, :1]

@@ -1,0 +1,1 @@
+"""Learn the schema, split the rows, fit the preprocessor."""

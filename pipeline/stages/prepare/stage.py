@@ -1,0 +1,23 @@
+"""data/raw/ to data/prepared/: schema, splits, and a preprocessor fitted on training rows."""
+
+from pipeline.core import config
+from pipeline.runtime import console
+from pipeline.stages.prepare.preparation import describe, prepare
+from pipeline.tables.prepared import PREPARED
+from pipeline.tables.raw import RAW_TRANSFER, load_raw
+from pipeline.tracking.runs import stage_run
+
+
+def main() -> None:
+    settings = config.load()
+    with stage_run("prepare", settings) as run:
+        second = load_raw("transfer") if RAW_TRANSFER.exists() else None
+        prepared = prepare(load_raw(), second, settings.data, settings.seed)
+        prepared.save()
+        print(describe(prepared.schema))
+        run.log_metrics({f"rows.{name}": n for name, n in prepared.schema.rows.items()})
+        run.log_files(PREPARED / "schema.json")
+
+
+if __name__ == "__main__":
+    console.run(main, "prepare")

@@ -1,0 +1,1 @@
+"""Choose the best model and register it."""

@@ -1,0 +1,105 @@
+"""The model card of the champion."""
+
+import html
+import re
+from collections.abc import Mapping
+
+from pipeline.core.errors import printable
+from pipeline.core.scores import shown
+from pipeline.core.secrets import without_secret
+from pipeline.core.settings import Config, Transfer
+from pipeline.networks.bundle import Bundle
+from pipeline.stages.register.selection import Choice
+
+CARD = """# {title}
+
+A PyTorch network that predicts {target} ({what}) from {n_features} columns of a table. Chosen among {candidates} for its
+{metric} of {score}.
+
+## Data
+
+Source: {source}, {rows}. Split {split}, seed {seed}. {domain}
+What each column is, and why some were set aside, stands in `model.json` under `schema`.
+
+## Metrics
+
+| metric | this model | trees | constant |
+| --- | --- | --- | --- |
+{metrics}
+
+{notes}
+
+## Intended use
+
+For rows like those it learnt from: the same columns, drawn the same way. A category never seen counts as unseen, a missing
+value as missing. {calibrated}It is not known how the model does
+on other populations, or after the world has changed; check the metrics above on new rows before relying on it.
+
+## How to load
+
+```
+python -m pipeline predict models/champion new.csv -o out.parquet
+```
+
+```python
+import mlflow
+model = mlflow.pyfunc.load_model("models:/{name}@champion")
+model.predict(table)  # a pandas DataFrame of raw columns
+```
+
+## Parameters
+
+| parameter | value |
+| --- | --- |
+{params}
+"""
+
+
+def model_card(
+    bundle: Bundle, choice: Choice, scores: Mapping[str, float], baseline: Mapping[str, float], config: Config
+) -> str:
+    """The model card in Markdown (after Mitchell et al. 2019, "Model Cards for Model Reporting")."""
+    data, target, rows = config.data, bundle.target, bundle.schema.rows
+    classes = f"{target.task}: {', '.join(map(str, target.classes[:10]))}" if target.classes else "regression"
+    table = [
+        [name, shown(score), *(shown(found[key]) if key in found else "" for key in (name, f"constant.{name}"))]
+        for name, score in scores.items()
+        for found in [baseline]
+    ]
+    return CARD.format(
+        name=config.register_.name,
+        title=_cell(config.register_.name),
+        target=_cell(target.name),
+        what=_cell(classes),
+        n_features=len(bundle.schema.features),
+        candidates="the trained, the searched and the fine-tuned network",
+        metric=choice.metric,
+        calibrated="The probabilities are as good as their calibration error (`ece`) says. " if target.classes else "",
+        score=shown(choice.score),
+        source=_cell(without_secret(data.source)),
+        rows=", ".join(f"{name} {n:,}" for name, n in rows.items()),
+        split=f"{data.split.train:g} / {data.split.val:g} / {data.split.test:g} by {_cell(data.split.by)}",
+        seed=config.seed,
+        domain=_domain(data.transfer) if bundle.schema.transfer_target else "There is no transfer domain.",
+        metrics="\n".join(f"| {' | '.join(cells)} |" for cells in table),
+        notes="`test` are rows of the source domain, `transfer` of the transfer domain, `val` the rows it was chosen on."
+        + (
+            " Losses are of the standardised target; other errors are in its own units."
+            if target.task == "regression"
+            else ""
+        ),
+        params="\n".join(f"| `{name}` | {_cell(str(value))} |" for name, value in bundle.params.items()),
+    )
+
+
+def _domain(transfer: Transfer | None) -> str:
+    assert transfer is not None
+    if transfer.source is not None:
+        return f"The transfer domain is the table {_cell(without_secret(transfer.source))}."
+    return f"The transfer domain is the rows whose {_cell(str(transfer.column))} is {_cell(' or '.join(map(str, transfer.values)))}."
+
+
+def _cell(text: str) -> str:
+    """Text from a table, as Markdown shows it and never reads it."""
+    plain = html.escape(printable(" ".join(text.split())), quote=False)
+    return re.sub(r"([\\`|\[\]*_{}~$!@])", r"\\\1", plain)

@@ -1,0 +1,65 @@
+"""Optuna over the space of `search`, then the best trial trained in full."""
+
+from pathlib import Path
+
+from pipeline.core import config, files
+from pipeline.networks.bundle import Bundle, save_bundle
+from pipeline.networks.device import use
+from pipeline.runtime import console
+from pipeline.stages.search import figures
+from pipeline.stages.search.study import search
+from pipeline.stages.search.trials import Trial, Work
+from pipeline.stages.search.workers import workers
+from pipeline.tables.prepared import load_prepared, load_split
+from pipeline.tracking.identity import state
+from pipeline.tracking.runs import stage_run
+from pipeline.training import checkpoints, loop
+
+FOLDER = Path("models/search")
+
+
+def main() -> None:
+    settings = config.load()
+    device = use(settings.device, settings.threads)
+    learned, preprocessor = load_prepared()
+    target = learned.target
+    train, val = (load_split("source", split).to(device) for split in ("train", "val"))
+    asked, settings = settings, settings.sized(len(train))
+    with (
+        checkpoints.opened(*state("search")) as saved,
+        workers(Work.of(train, val, learned, settings, saved), settings.search.workers) as runner,
+        stage_run("search", settings) as run,
+    ):
+        with console.progress("trial", settings.search.n_trials) as advance:
+
+            def on_trial(trial: Trial) -> None:
+                run.log_trial(trial.number, trial.params, trial.state, trial.history)
+                advance(trial.line())
+
+            found = search(settings, runner, on_trial)
+
+        best = config.replaced(asked, found.best.params).sized(len(train))
+        print(f"best is {found.best.line()}; trained on all rows:")
+        members = loop.new_members(best, train, learned)
+        with run.epochs("epoch", best.train.n_epochs) as on_epoch:
+            loop.fit(members, train, val, target, on_epoch=saved.keeping("best", members, on_epoch))
+
+        params = config.flatten({"seed": best.seed, **best.model_dump(mode="json", include={"model", "train"})})
+        networks = tuple(member.fitted for member in members)
+        bundle = Bundle(networks, best.model, learned, target, preprocessor, params)
+        if best.train.calibration:
+            bundle = bundle.calibrated(val)
+        save_bundle(FOLDER, bundle, loop.mean_history(members))
+        log = {name for name, space in settings.search.space.items() if space.log}
+        files.write_csv(FOLDER / "trials.csv", found.table())
+        files.write_text(FOLDER / "best_params.yaml", config.dump_yaml(config.nest(found.best.params)))
+        figures.save_search(FOLDER, found.table(), found.best_so_far(), found.importances, log)
+        scores = loop.evaluate(bundle.members, val, target)
+        run.log_metrics({f"best.val.{metric}": score for metric, score in scores.items()})
+        run.log_metrics({"best.epoch": members[0].best_epoch, "temperature": bundle.temperature})
+        run.log_files(*(FOLDER / name for name in ("trials.csv", "best_params.yaml")), *FOLDER.glob("*.png"))
+        run.log_model(FOLDER)
+
+
+if __name__ == "__main__":
+    console.run(main, "search")

@@ -1,0 +1,61 @@
+"""The network of `model`, or an ensemble of it, trained on the source domain as `train` says."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from pipeline.core import config, files
+from pipeline.networks.build import describe, parameters
+from pipeline.networks.bundle import Bundle, save_bundle
+from pipeline.networks.device import use
+from pipeline.runtime import console
+from pipeline.stages.train import overfit
+from pipeline.tables.prepared import load_prepared, load_split
+from pipeline.tracking.identity import state
+from pipeline.tracking.runs import stage_run
+from pipeline.training import checkpoints, loop
+
+FOLDER = Path("models/train")
+
+
+def main() -> None:
+    settings = config.load()
+    device = use(settings.device, settings.threads)
+    learned, preprocessor = load_prepared()
+    target = learned.target
+    train, val = (load_split("source", split).to(device) for split in ("train", "val"))
+    settings = settings.sized(len(train))
+    members = loop.new_members(settings, train, learned)
+    network = members[0].network
+    with checkpoints.opened(*state("train")) as saved, stage_run("train", settings) as run:
+        print(describe(network))
+        files.write_csv(FOLDER / "parameters.csv", pd.DataFrame(parameters(network)))
+        run.log_metrics({"parameters.total": len(members) * sum(p.total for p in parameters(network))})
+
+        by_heart = overfit.overfit_check(network, train, settings.train, target, seed=settings.seed)
+        files.write_csv(FOLDER / "overfit.csv", pd.DataFrame(by_heart, columns=["epoch", "train_loss", "val_loss"]))
+        run.log_epochs(by_heart, prefix="overfit/")
+
+        with run.epochs("epoch", settings.train.n_epochs) as on_epoch:
+            loop.fit(members, train, val, target, on_epoch=saved.keeping("network", members, on_epoch))
+        networks = tuple(member.fitted for member in members)
+        params = config.flatten({"seed": settings.seed, **settings.model_dump(mode="json", include={"model", "train"})})
+        bundle = Bundle(networks, settings.model, learned, target, preprocessor, params)
+        if settings.train.calibration:
+            bundle = bundle.calibrated(val)
+        scores = {name: loop.evaluate(bundle.members, rows, target) for name, rows in (("train", train), ("val", val))}
+        best = ", ".join(str(member.best_epoch) for member in members)
+        print(f"best epoch {best}: {overfit.gap(scores['train'], scores['val'])}")
+
+        save_bundle(FOLDER, bundle, loop.mean_history(members))
+        run.log_metrics({f"best.{name}.{metric}": s for name in scores for metric, s in scores[name].items()})
+        run.log_metrics(
+            {"best.gap": scores["val"]["loss"] - scores["train"]["loss"], "temperature": bundle.temperature}
+        )
+        run.log_metrics({"best.epoch": members[0].best_epoch})
+        run.log_files(FOLDER / "parameters.csv", FOLDER / "overfit.csv")
+        run.log_model(FOLDER)
+
+
+if __name__ == "__main__":
+    console.run(main, "train")

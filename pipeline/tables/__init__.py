@@ -1,0 +1,1 @@
+"""What a table is, and how its rows become tensors."""

@@ -1,0 +1,81 @@
+"""`data/raw/`: source tables as read, in Parquet."""
+
+import io
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+
+from pipeline.core import files
+from pipeline.core.errors import UserError
+from pipeline.tables.values import canonical
+
+RAW_TABLE = Path("data/raw/table.parquet")
+RAW_TRANSFER = Path("data/raw/transfer.parquet")
+MAX_COLUMNS = 20_000
+EXPANSION, FREE_BYTES = 100, 2**24  # a packed file may hold this many times its size, and this much in any case
+
+
+def save_raw(table: pd.DataFrame, path: Path) -> None:
+    """Write a source table as Parquet; a column of mixed types, which Parquet cannot hold, as text."""
+    import pyarrow
+
+    with files.replacing(path) as temporary:
+        try:
+            table.to_parquet(temporary, index=False)
+        except (pyarrow.ArrowException, TypeError, OverflowError):
+            mixed = [name for name in table.columns if table[name].dtype == object]
+            table.assign(**{name: canonical(table[name]) for name in mixed}).to_parquet(temporary, index=False)
+
+
+def load_raw(domain: str = "source") -> pd.DataFrame:
+    """The raw table of a domain; the transfer domain has one of its own only where `data.transfer.source` is set."""
+    path = RAW_TRANSFER if domain == "transfer" and RAW_TRANSFER.exists() else RAW_TABLE
+    if not path.exists():
+        raise UserError(f"{path} is missing: run dvc repro fetch")
+    return read_parquet(str(path), path.read_bytes())
+
+
+def unpacked_limit(size: int) -> int:
+    return FREE_BYTES + EXPANSION * size
+
+
+def read_parquet(source: str, content: bytes) -> pd.DataFrame:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        said = parquet.read_metadata(io.BytesIO(content))
+        # A column of one value takes no room in the file, whatever the number of rows.
+        if 8 * said.num_rows * said.num_columns > unpacked_limit(len(content)):
+            raise UserError(
+                f"{source} unpacks to more than {EXPANSION} times its size: write it as CSV, if you trust it"
+            )
+        table = pd.read_parquet(io.BytesIO(content))
+    except UserError:
+        raise
+    except (
+        pyarrow.ArrowException,
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        NotImplementedError,
+    ) as error:
+        raise UserError(
+            f"{source} is not a Parquet file: {(str(error).splitlines() or [type(error).__name__])[0]}"
+        ) from None
+    if any(name is not None for name in table.index.names):
+        table = table.reset_index()
+    table.columns = [str(column) for column in table.columns]
+    check_names(source, list(table.columns))
+    return table.reset_index(drop=True)
+
+
+def check_names(source: str, names: list[str]) -> None:
+    if len(names) > MAX_COLUMNS:
+        raise UserError(f"{source} has {len(names):,} columns; {MAX_COLUMNS:,} are the most that can be told apart")
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise UserError(f"{source}: column name {twice[0]!r} stands {names.count(twice[0])} times in the header")

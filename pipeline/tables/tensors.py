@@ -1,0 +1,57 @@
+"""`TabularData`, the tensors a network learns from, and how they are drawn in batches."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.core.errors import UserError
+from pipeline.tables.schema import Schema
+
+PICKED_BATCHES = 16
+
+
+@dataclass(frozen=True)
+class TabularData:
+    """Rows as tensors: x_num [n, d_num] float32, x_cat [n, d_cat] integer codes, y [n] class codes or float32.
+
+    Batches of the members of a stack have a dimension more, in front: [members, B, d_num] and so on.
+    """
+
+    x_num: Tensor
+    x_cat: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return self.y.shape[-1]
+
+    def take(self, rows: Tensor) -> "TabularData":
+        return TabularData(self.x_num[rows], self.x_cat[rows], self.y[rows])
+
+    def to(self, device: torch.device) -> "TabularData":
+        return TabularData(self.x_num.to(device), self.x_cat.to(device), self.y.to(device))
+
+
+def batches(data: TabularData, order: Tensor, size: int) -> Iterator[TabularData]:
+    """Rows in the order [K or 1, n], `size` at a time: picked for many batches at once, since few large picks are faster."""
+    for chosen in order.split(PICKED_BATCHES * size, 1):
+        picked = data.take(chosen)
+        for start in range(0, len(picked), size):
+            part = slice(start, start + size)
+            yield TabularData(picked.x_num[:, part], picked.x_cat[:, part], picked.y[:, part])
+
+
+def check_fit(data: TabularData, learned: Schema, where: str) -> None:
+    """Raises `UserError` unless the rows have the columns of a schema, and no other category codes."""
+    n, limits = len(data.y) if data.y.dim() == 1 else -1, torch.tensor(learned.cardinalities)
+    shaped = data.x_num.shape == (n, learned.d_num) and data.x_cat.shape == (n, len(limits))
+    typed = data.x_num.dtype == torch.float32 and data.x_cat.dtype in (torch.uint8, torch.int16)
+    if not shaped or not typed:
+        raise UserError(f"{where} does not have the columns of the schema: run dvc repro")
+    codes_fit = not data.x_cat.numel() or bool(
+        (data.x_cat.amin(0).cpu() >= 0).all() and (data.x_cat.amax(0).cpu() < limits).all()
+    )
+    # One sum tells of a NaN or an infinity anywhere, without a copy of the table.
+    if not codes_fit or not bool(data.x_num.sum().isfinite()):
+        raise UserError(f"{where} holds values that prepare does not write")

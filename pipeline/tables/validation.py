@@ -1,0 +1,120 @@
+"""The check of any table against a schema: the only way in, for training and for prediction."""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pandas.api import types as dtypes
+
+from pipeline.core.errors import UserError
+from pipeline.tables.schema import Column, Schema
+from pipeline.tables.values import as_plain, canonical
+
+
+def check(table: pd.DataFrame, schema: Schema, where: str) -> pd.DataFrame:
+    """The features of `table`, each column as its kind says: the only way in, for training and for prediction.
+
+    Numeric columns come back as float64, datetime columns as datetime64 in UTC, categorical ones as text. Raises
+    `UserError` naming `where`, the row (counted from 1, without the header) and the column of the first value that
+    does not fit.
+    """
+    import pandera.pandas as pandera
+    from pandera.errors import SchemaErrors
+
+    names = [column.name for column in schema.features]
+    absent = [name for name in names if name not in table.columns]
+    if absent:
+        more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+        raise UserError(
+            f"{where} lacks the column {absent[0]!r}{more}{nearest(absent[0], [str(c) for c in table.columns])}"
+        )
+    numeric = [column.name for column in schema.of_kind("numeric")]
+
+    def parse(raw: pd.DataFrame) -> pd.DataFrame:
+        values = {column.name: _parser(column)(raw[column.name]) for column in schema.features}
+        return pd.DataFrame(values, index=raw.index)
+
+    def finite(parsed: pd.DataFrame) -> pd.Series:
+        return pd.Series(~np.isinf(parsed[numeric].to_numpy()).any(axis=1), index=parsed.index)
+
+    # One rule for the table: a rule a column takes milliseconds for each, and there may be thousands.
+    rule = pandera.DataFrameSchema(
+        parsers=pandera.Parser(parse),
+        checks=pandera.Check(finite, name="infinite"),
+    )
+    features = table[names].reset_index(drop=True)
+    try:
+        return rule.validate(features, lazy=True)
+    except _UnreadableError as error:
+        raise UserError(
+            f"{where}, row {error.row + 1}: {error.column!r} must be {error.rule}, got {error.value!r}"
+        ) from None
+    except SchemaErrors as error:
+        row = int(error.failure_cases["index"].min())
+        values = parse(features.iloc[[row]])[numeric].iloc[0]
+        column = values.index[np.isinf(values)][0]
+        raise UserError(f"{where}, row {row + 1}: {column!r} must be finite, got {values[column]}") from None
+
+
+class _UnreadableError(Exception):
+    def __init__(self, values: pd.Series, bad: pd.Series, rule: str) -> None:
+        self.row = int(np.argmax(bad.to_numpy()))
+        self.column, self.value, self.rule = str(values.name), str(values.iloc[self.row])[:80], rule
+        super().__init__(rule)
+
+
+def _parser(column: Column) -> Any:
+    match column.kind:
+        case "numeric":
+            return lambda values: _numbers(values, column.missing_texts)
+        case "datetime":
+            return lambda values: _moments(values, column.format)
+        case _:
+            return canonical
+
+
+def _numbers(values: pd.Series, missing_texts: tuple[str, ...]) -> pd.Series:
+    plain, _ = as_plain(values)
+    if missing_texts:
+        plain = plain.mask(plain.isin(list(missing_texts)))
+    if dtypes.is_datetime64_any_dtype(plain.dtype):
+        raise _UnreadableError(values, plain.notna(), "a number")
+    if dtypes.is_bool_dtype(plain.dtype):
+        return plain.astype("float64")
+    numbers = pd.to_numeric(plain, errors="coerce").astype("float64")
+    bad = numbers.isna() & plain.notna()
+    if bad.any():
+        raise _UnreadableError(values, bad, "a number")
+    return numbers
+
+
+def _moments(values: pd.Series, date_format: str | None) -> pd.Series:
+    plain, _ = as_plain(values)
+    text = plain if dtypes.is_datetime64_any_dtype(plain.dtype) else canonical(plain)
+    moments: pd.Series = pd.to_datetime(text, errors="coerce", utc=True, format=date_format or "ISO8601")
+    bad = moments.isna() & plain.notna()
+    if bad.any():
+        raise _UnreadableError(values, bad, f"a date or time as {date_format or 'ISO8601'}")
+    return moments
+
+
+def unseen(table: pd.DataFrame, schema: Schema) -> dict[str, pd.Series]:
+    """By categorical column, how often each value stands in a checked `table` that training never saw."""
+    found = {}
+    for column in schema.of_kind("categorical"):
+        values = table[column.name].dropna()
+        counts = values[~values.isin(list(column.categories))].value_counts()
+        if len(counts):
+            found[column.name] = counts
+    return found
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, [str(column) for column in known], n=3, cutoff=0.4)
+    return (
+        f"; did you mean {' or '.join(map(repr, near))}?"
+        if near
+        else f"; it has {', '.join(map(repr, list(known)[:8]))}"
+    )

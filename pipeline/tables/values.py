@@ -1,0 +1,59 @@
+"""Values of a column as text, dates or numbers, alike however the file stored them."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pandas.api import types as dtypes
+
+
+def canonical(values: pd.Series) -> pd.Series:
+    """Values as text, alike however the file stored them: 3, 3.0 and "3" are one category; missing stays missing."""
+    if dtypes.is_string_dtype(values.dtype) and not dtypes.is_object_dtype(values.dtype):
+        return values
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        names = canonical(pd.Series(values.cat.categories))
+        # Two categories, such as 1 and "1", may become one: through codes, not through a renamed dtype.
+        return names.reindex(values.cat.codes).set_axis(values.index).astype("str")
+    try:
+        unique = pd.unique(values.dropna())
+    except TypeError:  # nested values of Parquet have no hash
+        return values.map(canonical_value, na_action="ignore").astype("str").where(values.notna())
+    spelled = {value: canonical_value(value) for value in unique}
+    return values.map(spelled).astype("str").where(values.notna())
+
+
+def canonical_value(value: Any) -> str:
+    if isinstance(value, np.timedelta64):  # which NumPy counts among the integers
+        return str(pd.Timedelta(value))
+    if isinstance(value, bool | np.bool_):
+        return str(bool(value))
+    if isinstance(value, int | np.integer):
+        return str(int(value))
+    if isinstance(value, np.datetime64):
+        return str(pd.Timestamp(value))
+    if isinstance(value, float | np.floating):
+        return str(int(value)) if float(value).is_integer() else repr(float(value))
+    return str(value)
+
+
+def as_plain(values: pd.Series) -> tuple[pd.Series, str | None]:
+    """Objects and rare types of Parquet as dates, numbers or text; the second part names what cannot be."""
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        dtype: Any = values.cat.categories.dtype
+        if values.isna().any() and (dtypes.is_integer_dtype(dtype) or dtypes.is_bool_dtype(dtype)):
+            dtype = "float64" if dtypes.is_integer_dtype(dtype) else "boolean"
+        values = values.astype(dtype)
+    if dtypes.is_timedelta64_dtype(values.dtype):
+        return values.dt.total_seconds(), None
+    if dtypes.is_complex_dtype(values.dtype):
+        return values, "complex"
+    if not dtypes.is_object_dtype(values.dtype):
+        return values, None
+    kinds = {type(value).__name__ for value in values.dropna()}
+    if kinds <= {"date", "datetime", "Timestamp"} and kinds:
+        return pd.to_datetime(values), None
+    if kinds <= {"Decimal", "int", "float"} and kinds:
+        return pd.to_numeric(values), None
+    nested = kinds & {"dict", "list", "ndarray", "tuple", "set", "bytes", "bytearray"}
+    return values, ", ".join(sorted(nested)) or None
