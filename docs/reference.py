@@ -135,7 +135,7 @@ def preset_table() -> str:
 
 
 def params_comments() -> dict[str, str]:
-    """The comment of each key of `params.yaml`; parameters in search.space have none."""
+    """The comment of each key of `params.yaml`; the headings of sections and the ranges of search.space have none."""
     return {name: comment(value) for name, value in properties() if "<" not in name}
 
 
@@ -148,7 +148,12 @@ def commented() -> str:
             section = found[2]
         name = f"{section}.{found[2]}" if found and found[1] else section
         code = re.sub(r"\s+#.*", "", line)
-        lines.append(f"{code:<26}   # {comments[name]}" if found and name in comments else line)
+        if not found or name not in comments:
+            lines.append(line)
+        elif found[1] or not code.endswith(":"):
+            lines.append(f"{code:<26}   # {comments[name]}")
+        else:  # the heading of a section
+            lines.append(code)
     return "\n".join(lines) + "\n"
 
 
