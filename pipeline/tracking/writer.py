@@ -38,7 +38,7 @@ class Writer:
         self._delivery: Delivery | None = None
         self._failure: Exception | None = None
         self.n_replayed = 0
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
         self._thread.start()
 
     def close(self, patience: float | None = None) -> str | None:
