@@ -1,37 +1,18 @@
 """A project of its own for a test: parameters, a folder for sources, and its own MLflow database."""
 
 import shutil
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
 
-from pipeline.core import config
 from pipeline.tracking import delivery
-from tests.imports import ROOT
-
-SMALL = {
-    "train.epochs": 3,
-    "train.batch_size": 32,
-    "finetune.epochs": 2,
-    "search.n_trials": 2,
-    "search.epochs": 1,
-    "data.transfer": None,
-    "data.min_count": 1,
-    "register.minimum": 0.0,
-}
-
-
-def write_params(folder: Path, changes: dict[str, Any]) -> None:
-    """The shipped params.yaml, made small, with some `section.key` changed."""
-    yaml = YAML(typ="safe", pure=True)
-    values = yaml.load((ROOT / "params.yaml").read_text())
-    for name, value in (SMALL | changes).items():
-        section, _, key = name.partition(".")
-        values[section][key] = value
-    (folder / "params.yaml").write_text(config.dump_yaml(values, yaml))
+from tests.support.imports import ROOT
+from tests.support.params import write_params
+from tests.support.servers import serving
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +24,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database: Path) -> Callable[..., Path]:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database: Path) -> Iterator[Callable[..., Path]]:
     """`project({"data.source": …})` enters an empty project with these parameters and returns its folder."""
 
     def enter(changes: dict[str, Any]) -> Path:
@@ -59,4 +40,22 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database: Path) -> 
 
     for variable in ("DVC_ROOT", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(variable, raising=False)
-    return enter
+    yield enter
+    _wait_for_tracking()  # while the folder and what the test has patched are still in force
+
+
+def _wait_for_tracking(seconds: float = 60.0) -> None:
+    """Join the threads that send runs: one that outlived its test would send into the project of the next one."""
+    until = time.monotonic() + seconds
+    for thread in threading.enumerate():
+        if thread.name == "tracking":
+            thread.join(max(0.0, until - time.monotonic()))
+            if thread.is_alive():
+                pytest.fail(f"a tracking thread is still alive {seconds:g} s after its test")
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, dict[str, bytes]]]:
+    """A server on 127.0.0.1: its address, and the answers it gives, by path."""
+    with serving() as found:
+        yield found

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from tests.imports import PACKAGE, ROOT, closure, imports, path_of
+from tests.support.imports import PACKAGE, ROOT, closure, imports, path_of
 
 STAGES = sorted(path.parent.name for path in (PACKAGE / "stages").glob("*/stage.py"))
 DVC = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())
@@ -58,3 +58,12 @@ def test_dvc_watches_every_section_of_params_that_a_stage_names(stage: str) -> N
     read = set(re.findall(r"settings\.([a-z]+)_?\b(?!\()", source)) - {"model_dump", "tracking", "data"}
     watched = {name.split(".")[0] for name in DVC["stages"][stage]["params"]}
     assert read <= watched
+
+
+def test_no_test_imports_from_another_test_or_from_a_conftest() -> None:
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            parts = {part for name in names for part in name.split(".")}
+            assert not {part for part in parts if part.startswith("test_") or part == "conftest"}, path

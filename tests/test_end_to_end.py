@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 from ruamel.yaml import YAML
 
 from pipeline.tracking.identity import stage_key
-from tests.clones import call, clone
+from tests.support.clones import call, clone
 
 STAGES = 10
 TASKS = [

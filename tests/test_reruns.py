@@ -10,8 +10,8 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from pipeline.core.config import dump_yaml, flatten
-from tests.clones import call, clone
-from tests.imports import closure, path_of
+from tests.support.clones import call, clone
+from tests.support.imports import closure, path_of
 
 # What each parameter is for, said once more and apart from dvc.yaml: the stages whose outputs follow it. `data` goes to
 # prepare and register as a whole, since its keys may be left out of params.yaml.
@@ -112,7 +112,7 @@ def test_a_stage_reruns_for_what_its_outputs_follow_and_for_nothing_else(tmp_pat
         expect("params.yaml", dump_yaml(changed, YAML(typ="safe", pure=True)), FOLLOWS[nearest])
     expect("params.yaml", "# a remark\n" + params, set())
     expect("README.md", "changed", set())
-    expect("tests/test_data.py", "changed", set())
+    expect("tests/tables/test_raw.py", "changed", set())
     expect("notes.txt", "new", set())
     expect("pipeline/commands/cli.py", "changed", set())
     expect("data/source/more.csv", "a\n1\n", {"fetch"})

@@ -97,9 +97,9 @@ def _coloured() -> bool:
 
 def ui(port: int) -> None:
     from pipeline.core import config
-    from pipeline.tracking import delivery
+    from pipeline.tracking import store
 
-    delivery.serve(config.load().tracking, port)
+    store.serve(config.load().tracking, port)
 
 
 def sync(all_commits: bool) -> None:

@@ -145,9 +145,9 @@ def disk() -> Iterator[Finding]:
 def database() -> Iterator[Finding]:
     from pipeline.core import config
     from pipeline.core.secrets import without_secret
-    from pipeline.tracking import delivery
+    from pipeline.tracking import store
 
-    uri = delivery.tracking_uri(config.load().tracking)
+    uri = store.tracking_uri(config.load().tracking)
     if uri.startswith(("http://", "https://")):
         parts = urllib.parse.urlsplit(uri)
         host = parts.netloc.rpartition("@")[2]  # MLflow answers this to everybody, and urllib takes no user

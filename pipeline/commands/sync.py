@@ -19,8 +19,9 @@ from pipeline.core import config
 from pipeline.core.errors import UserError, printable
 from pipeline.core.secrets import without_secret
 from pipeline.core.settings import Config, Tracking
-from pipeline.tracking import delivery, identity, runs
+from pipeline.tracking import identity, runs, store
 from pipeline.tracking import journal as spools
+from pipeline.tracking.writer import Writer
 
 PATIENCE = 300.0  # seconds: nothing waits for a sync, and what does not answer ends it earlier
 Outputs = Mapping[str, Path]  # files by their name below an output or a dependency
@@ -110,7 +111,7 @@ def _sync(root: Path, all_commits: bool) -> None:
             if entry.key in seen:
                 continue
             seen.add(entry.key)
-            if spools.on_its_way(root, stage, entry.key) or delivery.is_tracked(settings, entry.key):
+            if spools.on_its_way(root, stage, entry.key) or store.is_tracked(settings, entry.key):
                 continue
             try:
                 with spools.built(root, stage, entry.key) as spool:
@@ -139,7 +140,7 @@ def _sync(root: Path, all_commits: bool) -> None:
 
 
 def _send(root: Path, settings: Tracking, said: str) -> None:
-    writer = delivery.Writer(settings, None)
+    writer = Writer(settings, None)
     left = writer.close(PATIENCE)
     if left is not None:
         raise UserError(left)

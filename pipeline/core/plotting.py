@@ -1,4 +1,4 @@
-"""Figures written as PNG, the same bytes for the same table."""
+"""Figures written as PNG: the same data give the same bytes."""
 
 import warnings
 from collections.abc import Callable
@@ -10,25 +10,25 @@ from matplotlib.figure import Figure
 
 from pipeline.core import files
 
-matplotlib.rcdefaults()  # not what a person has set for plots of their own: the same table, the same bytes
-matplotlib.use("Agg")
-
 
 def save(path: Path, draw: Callable[[Axes], None]) -> None:
-    figure = Figure(figsize=(5.5, 4.5), layout="constrained")
-    draw(figure.add_subplot())
-    write(path, figure)
+    """Write a figure of one panel, which `draw` fills."""
+    save_figure(path, (5.5, 4.5), lambda figure: draw(figure.add_subplot()))
 
 
-def write(path: Path, figure: Figure) -> None:
-    with files.replacing(path) as temporary, warnings.catch_warnings():
+def save_figure(path: Path, size: tuple[float, float], draw: Callable[[Figure], None]) -> None:
+    """Write a figure of `size` in inches, which `draw` fills."""
+    with matplotlib.rc_context(), warnings.catch_warnings(), files.replacing(path) as temporary:
+        matplotlib.rcdefaults()  # a user's own style would change the bytes
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # drawn as a box
-        # No version of the library in the file: the same plot, the same bytes.
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+        # Without the version of matplotlib in the file.
         figure.savefig(temporary, dpi=100, metadata={"Software": None})
 
 
 def plain_label(label: object) -> str:
-    """A label as plain text: matplotlib would read $ as mathematics."""
+    """A label as plain text of at most 24 characters; matplotlib would read $ as mathematics."""
     text = " ".join(str(label).split())
     text = text if len(text) <= 24 else text[:23] + "…"
     # A leading underscore would hide the label from the legend.

@@ -71,8 +71,8 @@ def n_parameters(model: Model, schema: Schema, n_outputs: int, n_bins: int) -> i
 
 def edges_of(network: nn.Sequential) -> tuple[Tensor, ...]:
     """What a network of `model.numeric: ple` was built with; nothing for another."""
-    first = network[0]
-    return first.edges.split(first.counts.tolist()) if isinstance(first, PiecewiseLinear) else ()
+    layers = (layer for layer in network if isinstance(layer, PiecewiseLinear))
+    return next((layer.edges.split(layer.counts.tolist()) for layer in layers), ())
 
 
 def _activation(model: Model) -> nn.Module:
@@ -148,8 +148,9 @@ def freeze(network: nn.Sequential, layers: int | tuple[str, ...]) -> list[str]:
     names = [name for name, _ in network.named_parameters()]
     if isinstance(layers, int):
         # With what stands before them: an embedding belongs to the layer it feeds.
-        last = int(list(linear_layers(network))[layers - 1]) if layers else -1
-        frozen = [name for name in names if int(name.split(".")[0]) <= last]
+        children = list(dict(network.named_children()))
+        last = children.index(list(linear_layers(network))[layers - 1]) if layers else -1
+        frozen = [name for name in names if children.index(name.split(".")[0]) <= last]
     else:
         for pattern in layers:
             if not any(fnmatch.fnmatchcase(name, pattern) for name in names):

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,8 +23,6 @@ from pipeline.tables import preprocessing, validation
 from pipeline.tables.preprocessing import Preprocessor, Scaling
 from pipeline.tables.schema import Schema, Target
 from pipeline.tables.tensors import TabularData, check_fit
-from pipeline.training.calibration import fit_temperature
-from pipeline.training.loop import Epoch
 
 WEIGHTS, DESCRIPTION, HISTORY = "model.safetensors", "model.json", "history.csv"
 FORMAT = 2
@@ -51,10 +50,6 @@ class Bundle:
         (only,) = self.members
         return only
 
-    def calibrated(self, val: TabularData) -> "Bundle":
-        """This bundle with the temperature that suits validation rows best."""
-        return replace(self, temperature=fit_temperature(self.outputs(val), val.y, self.target.task))
-
     def outputs(self, data: TabularData) -> Tensor:
         """Outputs [n, n_outputs] of all members jointly, before the temperature."""
         check_fit(data, self.schema, "the prepared table")
@@ -79,7 +74,7 @@ class Bundle:
         return pd.DataFrame({"prediction": labels, **chances})
 
 
-def save_bundle(folder: Path, bundle: Bundle, history: list[Epoch]) -> None:
+def save_bundle(folder: Path, bundle: Bundle, history: Sequence[Mapping[str, float]]) -> None:
     """Write weights, history and description; the description last, since its sums make the bundle whole."""
     state = {
         f"{_prefix(k, len(bundle.members))}{name}": tensor.cpu().contiguous()
@@ -183,7 +178,7 @@ def _build(folder: Path, described: _Description, tensors: dict[str, Tensor]) ->
 
 def _member(state: dict[str, Tensor], model: Model, learned: Schema, target: Target) -> nn.Sequential:
     edges = _edges(state, learned.d_num) if model.numeric == "ple" and learned.d_num else ()
-    drawn = [tensor for name, tensor in state.items() if name not in _EDGES]
+    drawn = [tensor for name, tensor in state.items() if not name.endswith(_EDGES)]
     # Before the network is built: whoever describes one of terabytes has to send them.
     n_bins = sum(len(each) - 1 for each in edges)
     if n_parameters(model, learned, target.n_outputs, n_bins) != sum(tensor.numel() for tensor in drawn):
@@ -195,12 +190,14 @@ def _member(state: dict[str, Tensor], model: Model, learned: Schema, target: Tar
     return network.eval()
 
 
-_EDGES = ("0.edges", "0.counts")
+_EDGES = (".edges", ".counts")  # the buffers of `PiecewiseLinear`, whatever its place in the network
 
 
 def _edges(state: dict[str, Tensor], d_num: int) -> tuple[Tensor, ...]:
     """The bins of each number, as `PiecewiseLinear` keeps them."""
-    edges, counts = (state.get(name, torch.empty(0)) for name in _EDGES)
+    edges, counts = (
+        next((tensor for name, tensor in state.items() if name.endswith(end)), torch.empty(0)) for end in _EDGES
+    )
     if edges.dtype != torch.float32 or counts.dtype != torch.int64 or edges.dim() != 1 or counts.shape != (d_num,):
         raise _MisfitError("it does not say which bins its numbers have")
     if not edges.isfinite().all() or (counts < 2).any() or (counts > len(edges)).any() or counts.sum() != len(edges):

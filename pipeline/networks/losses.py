@@ -91,6 +91,14 @@ def joint(outputs: Tensor, task: Task) -> Tensor:
             return F.logsigmoid(outputs).logsumexp(0) - F.logsigmoid(-outputs).logsumexp(0)
 
 
-def headline(mean: Tensor, target: Target) -> dict[str, Tensor]:
-    """The training metric from the mean of `row_scores`: accuracy, or RMSE in the target's own units."""
-    return {"train_rmse": target.std * mean.sqrt()} if target.task == "regression" else {"train_accuracy": mean}
+def headline(outputs: Tensor, y: Tensor, target: Target) -> Tensor:
+    """The metric that a person looks at first: accuracy, or RMSE in the target's own units.
+
+    Shape: outputs [..., B, n_outputs] and y [B] to [...], float64.
+    """
+    return from_row_scores(row_scores(outputs, y, target.task).double().mean(-1), target)
+
+
+def from_row_scores(mean: Tensor, target: Target) -> Tensor:
+    """`headline` from the mean of `row_scores`."""
+    return target.std * mean.sqrt() if target.task == "regression" else mean

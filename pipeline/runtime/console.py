@@ -5,26 +5,21 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import NoReturn
 
 from pipeline.core.errors import UserError
-from pipeline.runtime import locks
 
 # What torch says; it has a class for it on a GPU alone.
 _OUT_OF_MEMORY = re.compile("DefaultCPUAllocator|not enough memory|CUDA out of memory|std::bad_alloc")
 _OUTSIDE_CAUSES = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG}
 
 
-def run(entry_point: Callable[[], None], stage: str | None = None) -> None:
-    """Call `entry_point`; end a user's mistake, a full disk or a signal in one line and a status.
-
-    A `stage` is refused while it runs in this folder already.
-    """
+def run(entry_point: Callable[[], None]) -> None:
+    """Call `entry_point`; a user's mistake, a full disk or a signal ends in one line on stderr and an exit status."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        with locks.only_one(stage) if stage else nullcontext():
-            entry_point()
+        entry_point()
     except UserError as error:
         _fail(str(error), status=1)
     except KeyboardInterrupt:

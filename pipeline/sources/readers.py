@@ -24,7 +24,6 @@ from pipeline.tables.raw import EXPANSION, check_names, read_parquet, unpacked_l
 
 SOURCE_FOLDER = Path("data/source")
 _SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
-csv.field_size_limit(2**31 - 1)  # a long text is an honest cell
 _DELIMITERS = ",;\t|"
 
 
@@ -147,6 +146,8 @@ def _csv(source: str, name: str, content: bytes, options: Csv) -> pd.DataFrame:
     sniffed = "\t" if name.endswith(".tsv") else _sniff(text)
     delimiter = sniffed if options.separator == "auto" else options.separator
     del text  # from here on line by line: a whole text in memory takes up to four bytes a character
+
+    csv.field_size_limit(2**31 - 1)  # a long text is a legitimate cell
 
     def lines() -> IO[str]:
         return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", newline="")

@@ -1,48 +1,22 @@
-"""Events of a spool go to MLflow: the only module that imports it."""
+"""Events of a journal to MLflow: the one module that calls MLflow for a run."""
 
-import importlib
 import itertools
-import logging
-import math
-import os
-import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-# Before mlflow is imported: a dead server is known in seconds, not in minutes, and nothing is sent elsewhere.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # `Writer` tries again, without doubles
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-
 import mlflow
-from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from requests import HTTPError, RequestException
 
-from pipeline.core.errors import UserError
-from pipeline.core.secrets import without_secret
-from pipeline.core.settings import Tracking
-from pipeline.tracking import journal as spools
-from pipeline.tracking.identity import project_root
-from pipeline.tracking.journal import SPOOLS, Event, Spool, Status
+from pipeline.tracking.journal import Event, Spool, Status
+from pipeline.tracking.progress import Progress
+from pipeline.tracking.store import experiment_id, quiet, reason
 
 MAX_METRICS, MAX_PARAMS = 800, 100  # what MLflow takes in a call (1,000 in all)
-SECONDS_BETWEEN_WRITES, MAX_PAUSE = 1.0, 30.0  # the pause grows while the server does not answer
-PATIENCE = 3.5  # seconds that the end of a stage waits for what halts
-HALT = 0.5  # seconds without progress, after which it halts
-SERVER_SECONDS = 4.5  # that the end of a stage waits for a server, however slowly it gets on
-DATABASE_SECONDS = 20.0  # in which another process has made the database
 SINCE = "champion.since"  # a version's tag: when its stage made it the champion, in ms
-Working = Callable[[], AbstractContextManager[None]]
 # What MLflow says of one event, and would say again.
 REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
 # What it says, whatever it is sent, until somebody sees to it: also where a password is missing.
@@ -59,84 +33,6 @@ PASSING = {
     "UNAUTHENTICATED",
     "PERMISSION_DENIED",
 }
-logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # it shows the traceback of what it raises
-logging.getLogger("alembic").setLevel(logging.ERROR)
-
-
-def tracking_uri(tracking: Tracking) -> str:
-    """The variable MLFLOW_TRACKING_URI, else the parameter, else a database in the project."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or tracking.uri
-    return uri or f"sqlite:///{project_root() / 'mlflow.db'}"
-
-
-def connect(tracking: Tracking) -> MlflowClient:
-    """MLflow's client for the database or server that runs go to."""
-    return MlflowClient(tracking_uri(tracking))
-
-
-def make_own_database(tracking: Tracking, working: Working = nullcontext) -> None:
-    """Where runs go to the project's own database: see that there is one."""
-    own = project_root() / "mlflow.db"
-    if tracking_uri(tracking) == f"sqlite:///{own}":
-        make_database(own, working)
-
-
-def experiment_id(client: MlflowClient, name: str) -> str:
-    """The experiment of this name, made if it is missing."""
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        # A bare sqlite URI would put artifacts under whatever folder the process runs in.
-        location = (project_root() / "mlruns").as_uri() if client.tracking_uri.startswith("sqlite:") else None
-        try:
-            return str(client.create_experiment(name, artifact_location=location))
-        except MlflowException:
-            found = client.get_experiment_by_name(name)
-            if found is None:  # else another stage was faster
-                raise
-    return str(found.experiment_id)
-
-
-def serve(tracking: Tracking, port: int) -> None:
-    """The MLflow UI on the project's runs, on loopback only, until it is interrupted.
-
-    Raises `UserError` if the runs are on a server, which has a UI of its own.
-    """
-    uri = tracking_uri(tracking)
-    if uri.startswith(("http://", "https://")):
-        raise UserError(f"the runs of this project are on a server: open {without_secret(uri)}")
-    make_own_database(tracking)
-    print(f"MLflow UI: http://127.0.0.1:{port} in some 20 seconds (Ctrl-C ends it)", flush=True)
-    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # not on the command line, where everybody could read its password
-    command = [
-        "mlflow",
-        "server",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-    ]
-    os.execv(sys.executable, [sys.executable, "-m", *command])
-
-
-def make_database(path: Path, working: Working = nullcontext) -> None:
-    """A whole database or none: made under another name, behind a lock, then renamed."""
-    if path.exists():
-        return
-    with FileLock(path.with_suffix(".lock"), timeout=DATABASE_SECONDS), working():
-        if path.exists():
-            return
-        temporary = path.with_suffix(".new")
-        temporary.unlink(missing_ok=True)
-        for database, left in itertools.product((temporary, path), ("-journal", "-wal", "-shm")):
-            database.with_name(database.name + left).unlink(
-                missing_ok=True
-            )  # SQLite would play it back into the new one
-        with _quiet():
-            MlflowClient(f"sqlite:///{temporary}").search_experiments(max_results=1)
-        temporary.replace(path)
 
 
 class Delivery:
@@ -145,7 +41,7 @@ class Delivery:
     a run is known by its tag `execution`, a trial by its number, a model by its sum, and a metric by its time.
     """
 
-    def __init__(self, client: MlflowClient, spool: Spool, progress: "Progress", is_live: bool = False) -> None:
+    def __init__(self, client: MlflowClient, spool: Spool, progress: Progress, is_live: bool = False) -> None:
         self._client, self._spool, self._progress, self._is_live = client, spool, progress, is_live
         self.ended: Status | None = None  # how, if the end is sent
         first = spool.first
@@ -175,7 +71,7 @@ class Delivery:
                 except MlflowException as error:
                     if kind == "run" or error.error_code not in REFUSALS:
                         raise
-                    print(f"tracking: MLflow refuses {kind}: {_reason(error)}", flush=True)
+                    print(f"tracking: MLflow refuses {kind}: {reason(error)}", flush=True)
                 self._spool.sent = self._at = end
                 self._progress.made()
 
@@ -261,7 +157,7 @@ class Delivery:
         run, tags = self._client.get_run(self._run), {"bundle.sha256": event["digest"]}
         model = self._client.create_logged_model(self._experiment, "model", self._run, tags, run.data.params)
         with tempfile.TemporaryDirectory() as folder:
-            with self._progress.at_work(), _quiet():
+            with self._progress.at_work(), quiet():
                 mlflow.pyfunc.save_model(
                     f"{folder}/model",
                     python_model=str(self._spool.path(event["pipeline"]) / "commands/mlflow_model.py"),
@@ -355,25 +251,11 @@ def _chunks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def is_tracked(tracking: Tracking, key: str) -> bool:
-    """Whether MLflow has a finished run with this `stage.key`. Raises `UserError` if it does not answer."""
-    which = f"tags.`stage.key` = '{key}' and attributes.status = 'FINISHED'"
-    try:
-        client = connect(tracking)
-        return bool(client.search_runs([experiment_id(client, tracking.experiment)], which, max_results=1))
-    except MlflowException as error:
-        raise UserError(f"{_no_answer(tracking)} ({_reason(error)})") from None
-
-
-def _no_answer(tracking: Tracking) -> str:
-    return f"tracking: {without_secret(tracking_uri(tracking))} does not answer"
-
-
 def _metrics(event: Event) -> list[Metric]:
     return [Metric(name, value, event["time"], step) for name, value, step in event["metrics"]]
 
 
-def _passes(error: Exception) -> bool:
+def passes(error: Exception) -> bool:
     """Whether it may be of a server, a network or a disk, and not of what was sent."""
     if isinstance(error, MlflowException):
         # The database says the last where somebody else adds the same at this moment.
@@ -384,149 +266,3 @@ def _passes(error: Exception) -> bool:
         return True
     events = (AssertionError, AttributeError, LookupError, TypeError, ValueError)
     return not isinstance(error, (*events, FileNotFoundError, NotADirectoryError))
-
-
-def _reason(error: Exception) -> str:
-    said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-    return without_secret(next(iter(said.splitlines()), type(error).__name__))[:160]
-
-
-class Progress:
-    """Since when sending has stood still."""
-
-    def __init__(self) -> None:
-        self._last, self.is_at_work = time.monotonic(), False
-
-    def made(self) -> None:
-        self._last = time.monotonic()
-
-    @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """What is done here takes its time, but waits for nobody."""
-        self.is_at_work = True
-        try:
-            yield
-        finally:
-            self.is_at_work = False
-            self.made()
-
-    @property
-    def standing(self) -> float:
-        return 0.0 if self.is_at_work else time.monotonic() - self._last
-
-
-class Writer:
-    """Sends what waits in the spools, then what the stage logs, from a thread of its own, at most once a second.
-
-    Nothing waits for it but `close`, and that only as long as it gets on.
-    """
-
-    def __init__(self, tracking: Tracking, spool: Spool | None) -> None:
-        self._tracking, self._spool, self._root = tracking, spool, project_root() / SPOOLS
-        self._progress, self._closing, self._given_up = Progress(), threading.Event(), threading.Event()
-        self._done = threading.Event()  # a thread says that it has ended where the wait for it is interrupted
-        self._client: MlflowClient | None = None
-        self._delivery: Delivery | None = None
-        self._failure: Exception | None = None
-        self.n_replayed = 0
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def close(self, patience: float | None = None) -> str | None:
-        """Wait until everything is sent, or sending stands still; returns what to tell about what is left."""
-        ends_stage, patience = patience is None, PATIENCE if patience is None else patience
-        is_file = tracking_uri(self._tracking).startswith("sqlite:")
-        longest = SERVER_SECONDS if ends_stage and not is_file else math.inf
-        self._progress.made()
-        self._closing.set()
-        stood, waited, seen = 0.0, 0.0, time.monotonic()
-        try:
-            while not self._done.is_set() and stood < patience and waited < longest:
-                self._done.wait(0.05)
-                before, seen = seen, time.monotonic()
-                waited += 0.0 if self._progress.is_at_work else seen - before
-                # All halts count together: what gets on a little and halts again would hold a stage for long.
-                stood += seen - before if self._progress.standing > HALT else 0.0
-        except KeyboardInterrupt:  # the work of the stage is done, so that only the waiting ends
-            if not ends_stage:
-                raise
-        self._given_up.set()
-        if self._done.is_set() and self._failure is None:
-            return None
-        why = _reason(self._failure) if self._failure is not None else f"waited {waited:.0f} s"
-        return (
-            f"{_no_answer(self._tracking)} ({why}); "
-            f"{spools.n_waiting(self._root)} events wait in {SPOOLS}, sent by the next stage or python -m pipeline sync"
-        )
-
-    def _run(self) -> None:
-        pause, spool = SECONDS_BETWEEN_WRITES, self._spool
-        try:
-            while not self._given_up.is_set():
-                last = self._closing.is_set()  # asked before: what was logged until then is sent below
-                try:
-                    self._send()
-                    pause, self._failure = SECONDS_BETWEEN_WRITES, None
-                except Exception as error:  # told by `close`
-                    pause, self._failure = min(2 * pause, MAX_PAUSE), error
-                    self._client = self._delivery = None
-                if last:
-                    return
-                self._closing.wait(pause)
-        finally:
-            if spool is not None:
-                spool.lock.release()
-            self._done.set()
-
-    def _send(self) -> None:
-        if self._client is None:
-            make_own_database(self._tracking, self._progress.at_work)
-            with self._progress.at_work():
-                if not tracking_uri(self._tracking).startswith("http"):
-                    # MLflow imports it when it is first used, which takes seconds on a busy machine.
-                    importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
-            client = connect(self._tracking)
-            client.search_experiments(max_results=1)  # what answers nothing is no fault of a spool
-            self._progress.made()
-            self._replay(client)
-            self._client = client
-        if self._spool is not None:
-            if self._delivery is None and self._spool.first is not None:
-                self._delivery = Delivery(self._client, self._spool, self._progress, is_live=True)
-            if self._delivery is not None:
-                self._delivery.send()
-                if self._delivery.ended == "FINISHED":
-                    self._spool.remove()
-                    self._spool, self._delivery = None, None
-
-    def _replay(self, client: MlflowClient) -> None:
-        """What others left. One that cannot be sent, as a file of it is lost, does not stand in the way of the rest."""
-        waiting = spools.waiting(self._root)
-        try:
-            for spool in waiting:
-                if self._given_up.is_set():
-                    return
-                try:
-                    Delivery(client, spool, self._progress).send()
-                except Exception as error:
-                    if _passes(error):
-                        raise
-                    spool.put_aside(_reason(error))
-                    continue
-                self.n_replayed += 1
-                if spool.status == "FINISHED":
-                    spool.remove()
-        finally:
-            for spool in waiting:
-                spool.lock.release()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """MLflow announces every database migration and model version."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pathspec import GitIgnoreSpec
 from ruamel.yaml import YAML
 
 from pipeline.core.config import flatten
@@ -51,9 +52,17 @@ def content(path: Path) -> str:
     if path.is_file():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "md5").hexdigest()
-    found = sorted((file.relative_to(path).as_posix(), file) for file in path.rglob("*") if file.is_file())
+    ignored = _dvcignore()
+    files = (file for file in path.rglob("*") if file.is_file() and not ignored.match_file(file))
+    found = sorted((file.relative_to(path).as_posix(), file) for file in files)
     listing = [{"md5": content(file), "relpath": name} for name, file in found]
     return hashlib.md5(json.dumps(listing, sort_keys=True).encode()).hexdigest() + ".dir"
+
+
+def _dvcignore() -> GitIgnoreSpec:
+    """What DVC leaves out of a folder: a path matches relative to the project, as all deps are given."""
+    path = Path(".dvcignore")
+    return GitIgnoreSpec.from_lines(path.read_text(encoding="utf-8").splitlines() if path.exists() else [])
 
 
 def origin() -> dict[str, str]:

@@ -13,9 +13,9 @@ from pipeline.core.secrets import without_secret
 from pipeline.core.settings import Config, Tracking
 from pipeline.runtime import console
 from pipeline.tracking import journal as spools
-from pipeline.tracking.delivery import Writer
 from pipeline.tracking.identity import origin, project_root, stage_entry, stage_key
 from pipeline.tracking.journal import SPOOLS, Spool, Status
+from pipeline.tracking.writer import Writer
 
 MAX_VALUE = 6000  # characters that MLflow takes in a param
 
@@ -195,7 +195,6 @@ def _requirements() -> list[str]:
         "torch",
         "torchmetrics",
         "pandas",
-        "pandera",
         "pydantic",
         "ruamel.yaml",
         "safetensors",

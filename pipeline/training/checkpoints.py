@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from pipeline.core import files
-from pipeline.training.loop import Epoch, Member, mean_history
+from pipeline.training.loop import Epoch, Member, OnEpoch, mean_history
 
 FORMAT = 1
 SECONDS, SHARE = 2.0, 0.03  # between two checkpoints, at least; of the time that may go into them
@@ -34,9 +34,7 @@ class Checkpoints:
         self.folder, self._works = folder, works
         self._next = time.monotonic() + SECONDS
 
-    def keeping(
-        self, name: str, members: Sequence[Member], on_epoch: Callable[[Epoch], object] = lambda row: None
-    ) -> Callable[[Epoch], object]:
+    def keeping(self, name: str, members: Sequence[Member], on_epoch: OnEpoch = lambda row: None) -> OnEpoch:
         """Bring `members` to where the checkpoint `name` has them, if there is one, and return an `on_epoch` that goes on
         to keep them.
 
@@ -48,10 +46,9 @@ class Checkpoints:
             for row in done:
                 on_epoch(row)
 
-        def kept(row: Epoch) -> object:
-            stop = on_epoch(row)
+        def kept(row: Epoch) -> None:
+            on_epoch(row)
             self.save(name, members)
-            return stop
 
         return kept
 
@@ -61,12 +58,11 @@ class Checkpoints:
         if not self._works or begun < self._next:
             return
         tensors = {
-            f"{k}.{part}.{key}": tensor.detach().cpu().contiguous()
+            f"{k}.{name}": tensor.detach().cpu().contiguous()
             for k, member in enumerate(members)
-            for part, own in _parts(member).items()
-            for key, tensor in own.items()
+            for name, tensor in member.tensors().items()
         }
-        state = {"format": FORMAT, "of": _of(members), "members": [_plain(member) for member in members]}
+        state = {"format": FORMAT, "of": _of(members), "members": [member.progress() for member in members]}
         tensors["state"] = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
         content = save(tensors)
         try:
@@ -90,17 +86,9 @@ class Checkpoints:
             # The key is found a moment after the parameters are read, and somebody may have edited them in between.
             print(f"{path} is of other parameters or another device, and not used", flush=True)
             return False
-        for k, (member, plain) in enumerate(zip(members, state["members"], strict=True)):
-            device = next(member.network.parameters()).device
-            parts: dict[str, dict[str, Tensor]] = {part: {} for part in ("weights", "memory", "best")}
-            for key, tensor in tensors.items():
-                number, part, own = key.split(".", 2)
-                if int(number) == k:
-                    parts[part][own] = tensor.to(device)
-            member.network.load_state_dict(parts["weights"])
-            member.memory, member.best_weights = parts["memory"], parts["best"]
-            member.history, member.best_epoch = plain["history"], plain["best_epoch"]
-            member.diverged = plain["diverged"]
+        for k, (member, progress) in enumerate(zip(members, state["members"], strict=True)):
+            own = {name.removeprefix(f"{k}."): each for name, each in tensors.items() if name.startswith(f"{k}.")}
+            member.restore(own, progress)
         return True
 
 
@@ -141,14 +129,6 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         return None
     tensors = load(content)
     return json.loads(bytes(tensors.pop("state").tolist())), tensors
-
-
-def _parts(member: Member) -> dict[str, dict[str, Tensor]]:
-    return {"weights": member.network.state_dict(), "memory": member.memory, "best": member.best_weights}
-
-
-def _plain(member: Member) -> dict[str, Any]:
-    return {"history": member.history, "best_epoch": member.best_epoch, "diverged": member.diverged}
 
 
 def _of(members: Sequence[Member]) -> list[str]:

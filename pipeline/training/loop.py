@@ -1,22 +1,22 @@
-"""`fit`, the one training loop, and `predict`."""
+"""`fit`, the one training loop, and the members it trains."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pipeline.core.errors import DivergedError
+from pipeline.core.scores import task_metrics
 from pipeline.core.settings import Config, Task, Train
-from pipeline.evaluation import metrics
 from pipeline.networks import losses
 from pipeline.networks.build import build_network, edges_of
 from pipeline.networks.device import generator
 from pipeline.networks.gradients import Mixup
-from pipeline.networks.losses import row_scores
 from pipeline.networks.modules import bin_edges
 from pipeline.networks.optimizers import Optimizer, State
 from pipeline.networks.stack import Stack, outputs_of, predict
@@ -27,8 +27,7 @@ from pipeline.training.schedule import lr_factor
 
 OWN = {"lr", "momentum", "weight_decay", "label_smoothing", "patience"}  # what the members of a stack may differ in
 Epoch = dict[str, float]  # one row of history.csv; "epoch" counts from 1
-OnEpoch = Callable[[Epoch], object]  # gets the mean row of the members that trained; a true answer ends training
-Score = Callable[[Tensor, Tensor, Target], dict[str, float]]  # outputs [n, n_outputs], y [n] to metrics
+OnEpoch = Callable[[Epoch], None]  # called with the mean row of the members that trained
 
 
 @dataclass(frozen=True)
@@ -90,6 +89,27 @@ class Member:
             self.best_epoch = len(self.history)
             self.best_weights = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that training continues from: `weights.*`, `best.*`, and `memory.*` of the optimiser."""
+        parts = {"weights": self.network.state_dict(), "best": self.best_weights, "memory": self.memory}
+        return {f"{part}.{name}": tensor for part, own in parts.items() for name, tensor in own.items()}
+
+    def progress(self) -> dict[str, Any]:
+        """The plain values that training continues from, as JSON holds them."""
+        return {"history": self.history, "best_epoch": self.best_epoch, "diverged": self.diverged}
+
+    def restore(self, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
+        """Continue where another member of the same shape was: with what its `tensors` and `progress` returned."""
+        device = next(self.network.parameters()).device
+        parts: dict[str, State] = {"weights": {}, "best": {}, "memory": {}}
+        for name, tensor in tensors.items():
+            part, _, own = name.partition(".")
+            parts[part][own] = tensor.to(device)
+        self.network.load_state_dict(parts["weights"])
+        self.best_weights, self.memory = parts["best"], parts["memory"]
+        self.history, self.best_epoch = list(progress["history"]), progress["best_epoch"]
+        self.diverged = progress["diverged"]
+
 
 def member_seeds(seed: int, n: int) -> list[int]:
     """The seed of each member of an ensemble: the first is `seed` itself, so that one member is what a network alone is."""
@@ -131,40 +151,40 @@ def fit(
     *,
     until: int | None = None,
     on_epoch: OnEpoch = lambda row: None,
-    score: Score = metrics.score_outputs,
 ) -> None:
     """Train members of one shape side by side, each as if it were alone, until they are over or have `until` epochs.
 
-    Best is the lowest validation loss. Networks and data are on one device; `score` says what is measured on validation
-    rows besides the loss. Members that have begun go on from where they are.
+    Best is the lowest validation loss. Each epoch is recorded with loss and headline metric on training and validation
+    rows. Networks and data are on one device. Members that have begun continue where they are.
     """
     assert len({(len(member.history), shape_of(member)) for member in members if not member.over}) <= 1
-    stopped = False
-    while not stopped and (
-        learning := [m for m in members if not m.over and (until is None or len(m.history) < until)]
-    ):
+    metric = task_metrics(target.task)[0]
+    while learning := [m for m in members if not m.over and (until is None or len(m.history) < until)]:
         epoch = len(learning[0].history) + 1
         stack = Stack([member.network for member in learning])
-        trained = _train_epoch(stack, learning, epoch, train, target)
+        trained, last_factor = _train_epoch(stack, learning, epoch, train, target)
         stack.write([member.network for member in learning])
         outputs = outputs_of(stack, val)
-        val_losses = losses.loss(outputs, val.y, target.task).tolist()
-        for member, begun, loss, own in zip(learning, trained, val_losses, outputs, strict=True):
-            scores = {f"val_{name}": value for name, value in score(own, val.y, target).items()}
-            # Loss, the headline metric and lr first, as history.csv has it; then the rest.
-            seen = {name: begun.pop(name) for name in ("lr", "grad_norm")}
-            member.add({"epoch": epoch, **begun, "val_loss": loss, **dict(list(scores.items())[:1]), **seen, **scores})
-        rows = [member.history[-1] for member in learning if member.diverged is None]
-        stopped = bool(rows and on_epoch(mean_row(rows)))
+        val_loss = losses.loss(outputs, val.y, target.task).double()
+        measured = torch.stack([*trained, val_loss, losses.headline(outputs, val.y, target)], 1).tolist()
+        names = ("train_loss", f"train_{metric}", "val_loss", f"val_{metric}")
+        for member, values in zip(learning, measured, strict=True):
+            lr = member.settings.lr * last_factor
+            member.add({"epoch": epoch, **dict(zip(names, values, strict=True)), "lr": lr})
+        if rows := [member.history[-1] for member in learning if member.diverged is None]:
+            on_epoch(mean_row(rows))
     for member in members:
-        if (member.over or stopped) and member.diverged is None:
+        if member.over and member.diverged is None:
             member.network.load_state_dict(member.best_weights)
 
 
 def _train_epoch(
     stack: Stack, members: Sequence[Member], epoch: int, train: TabularData, target: Target
-) -> list[Epoch]:
-    """Every batch once. Nothing is read from the device before the epoch is over."""
+) -> tuple[tuple[Tensor, Tensor], float]:
+    """Every batch once; returns mean loss and headline metric [K], and the last step's share of the learning rate.
+
+    Nothing is read from the device before the epoch is over.
+    """
     settings, device, size = members[0].settings, train.y.device, len(members)
     draws = Draws([member.seed for member in members], epoch, device)
     steps = math.ceil(len(train) / settings.rows_a_step)
@@ -181,28 +201,26 @@ def _train_epoch(
     factors = [lr_factor((epoch - 1) * steps + step, steps * settings.n_epochs, settings) for step in range(steps)]
     lrs = column([[member.settings.lr] for member in members]) * column(factors).view(-1, 1, 1)
     shares = column(mixup_shares(settings.augment.mixup, steps, draws.keys))
-    total, scores, norms = (torch.zeros(size, device=device, dtype=torch.float64) for _ in range(3))
+    total, scores = (torch.zeros(size, device=device, dtype=torch.float64) for _ in range(2))
 
     for step, batch in enumerate(batches(train, draws.order(len(train)), settings.rows_a_step)):
         loss, outputs, gradients = _learn(stack, batch, settings, objective, draws, shares[step])
-        norm = torch.stack([torch.linalg.vector_norm(gradient, dim=1) for gradient in gradients]).norm(dim=0)
         if settings.clip is not None:
-            for gradient in gradients:
-                gradient.mul_((settings.clip / (norm + 1e-6)).clamp(max=1.0).unsqueeze(1))
+            clip_gradients(gradients, settings.clip)
         optimizer.step(gradients, lrs[step])
         total += loss * len(batch)
-        scores += row_scores(outputs, batch.y, target.task).sum(1)
-        norms += norm
+        scores += losses.row_scores(outputs, batch.y, target.task).sum(1)
 
     for member, state in zip(members, optimizer.states(), strict=True):
         member.memory = state
-    headline = losses.headline(scores / len(train), target)
-    measured = {"train_loss": total / len(train), **headline, "grad_norm": norms / steps}
-    rows = torch.stack(list(measured.values()), 1).tolist()
-    return [
-        {**dict(zip(measured, row, strict=True)), "lr": m.settings.lr * factors[-1]}
-        for m, row in zip(members, rows, strict=True)
-    ]
+    return (total / len(train), losses.from_row_scores(scores / len(train), target)), factors[-1]
+
+
+def clip_gradients(gradients: Sequence[Tensor], limit: float) -> None:
+    """Scale the gradients, blocks [K, P], in place: those of a member have a joint norm of at most `limit`."""
+    norm = torch.stack([torch.linalg.vector_norm(gradient, dim=1) for gradient in gradients]).norm(dim=0)
+    for gradient in gradients:
+        gradient.mul_((limit / (norm + 1e-6)).clamp(max=1.0).unsqueeze(1))
 
 
 def shape_of(member: Member) -> tuple[object, ...]:
@@ -219,9 +237,12 @@ def shape_of(member: Member) -> tuple[object, ...]:
 
 
 def evaluate(networks: Sequence[nn.Sequential], data: TabularData, target: Target) -> dict[str, float]:
-    """Loss and metrics of the networks' joint prediction on `data`."""
+    """Loss and headline metric of the networks' joint prediction on `data`."""
     outputs = losses.joint(predict(networks, data), target.task)
-    return {"loss": float(losses.loss(outputs, data.y, target.task)), **metrics.score_outputs(outputs, data.y, target)}
+    return {
+        "loss": float(losses.loss(outputs, data.y, target.task)),
+        task_metrics(target.task)[0]: float(losses.headline(outputs, data.y, target)),
+    }
 
 
 def class_weights(y: Tensor, n_outputs: int) -> Tensor:

@@ -18,8 +18,8 @@ from pipeline.networks.bundle import Bundle
 from pipeline.stages.finetune import adapt
 from pipeline.stages.train import overfit
 from pipeline.training import loop
-from tests import samples
-from tests.imports import ROOT
+from tests.support import samples
+from tests.support.imports import ROOT
 
 SHIPPED = (ROOT / "params.yaml").read_text(encoding="utf-8")
 LINES = SHIPPED.splitlines()

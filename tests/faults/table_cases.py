@@ -26,7 +26,8 @@ from pipeline.networks.bundle import Bundle, load_bundle, save_bundle
 from pipeline.sources import readers
 from pipeline.stages.prepare.preparation import describe, prepare
 from pipeline.tables.raw import save_raw
-from tests import samples
+from tests.support import samples
+from tests.support.payload import Payload
 
 Made = tuple[str, bytes]  # a file name and what is in it
 torch.set_num_threads(1)
@@ -148,16 +149,6 @@ def shape(rng: random.Random) -> Made:
             lambda: b"a,b,label\n1,2,3,4\n1\n,,,\n",
         ]
     )()
-
-
-class Payload:
-    """A pickle of this runs a command where it is loaded."""
-
-    def __init__(self, place: Path) -> None:
-        self.place = place
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, (f"touch {self.place}",)
 
 
 def false_kind(rng: random.Random) -> Made:

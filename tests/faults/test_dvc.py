@@ -20,8 +20,8 @@ from pipeline.core import config
 from pipeline.core.errors import UserError
 from pipeline.networks.bundle import load_bundle
 from pipeline.runtime import locks
-from tests.clones import call, clone, environment
-from tests.faults.conftest import Tally
+from tests.support.clones import call, clone, environment
+from tests.support.tally import Tally
 
 STAGES = ("fetch", "prepare", "train")
 OUTPUTS = ("data/raw", "data/prepared", "models/train")

@@ -6,7 +6,7 @@ Of the tables that can be used every fourth is trained on; each params.yaml that
 import pytest
 
 from tests.faults import worker
-from tests.faults.conftest import Tally
+from tests.support.tally import Tally
 
 PARTS = 2  # of the same size, for two processes of pytest
 

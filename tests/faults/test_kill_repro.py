@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.clones import call, clone, environment
-from tests.faults.conftest import Tally
+from tests.support.clones import call, clone, environment
+from tests.support.tally import Tally
 
 SLOW = {
     "data.source": "sklearn:breast_cancer",

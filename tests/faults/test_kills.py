@@ -17,7 +17,6 @@ from ruamel.yaml import YAML
 from safetensors.numpy import load, save
 
 from pipeline.core import config, files
-from tests.faults.conftest import Tally
 from tests.faults.stages import (
     OUTPUT,
     checkpoints_of,
@@ -29,8 +28,9 @@ from tests.faults.stages import (
     running_here,
     started,
 )
-from tests.faults.test_tracking import own, replay
-from tests.test_stages import CHAIN
+from tests.support.chain import CHAIN
+from tests.support.runs import own, replay
+from tests.support.tally import Tally
 
 WORK = {
     "data.source": "sklearn:breast_cancer",

@@ -27,11 +27,11 @@ from pipeline.networks.bundle import DESCRIPTION, HISTORY, WEIGHTS, load_bundle,
 from pipeline.sources import readers
 from pipeline.tables.prepared import load_prepared, load_rows, load_split
 from pipeline.tracking import delivery
-from tests import clones, samples
-from tests.faults.conftest import Tally
-from tests.faults.table_cases import Payload
-from tests.test_bundle import sign
-from tests.test_stages import run, run_chain
+from tests.support import clones, samples
+from tests.support.bundles import sign
+from tests.support.chain import run, run_chain
+from tests.support.payload import Payload
+from tests.support.tally import Tally
 
 
 def poison(kind: str, payload: Path) -> bytes:

@@ -16,7 +16,7 @@ from pipeline.stages.fetch import stage as fetch_stage
 from pipeline.stages.prepare import stage as prepare_stage
 from pipeline.stages.train import stage as train_stage
 from tests.faults import disks
-from tests.faults.conftest import Tally
+from tests.support.tally import Tally
 
 OUTPUT = Path("models/train")
 

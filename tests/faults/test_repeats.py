@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import write_params
-from tests.faults.conftest import Tally
-from tests.imports import ROOT
-from tests.test_stages import hostile_table
+from tests.support.imports import ROOT
+from tests.support.params import write_params
+from tests.support.samples import hostile_table
+from tests.support.tally import Tally
 
 # The stages one after the other, in a process of their own: its arguments are a umask, and whether one core must do.
 CHAIN = """

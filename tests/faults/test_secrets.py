@@ -14,10 +14,9 @@ from pipeline.core.errors import UserError
 from pipeline.core.settings import Csv
 from pipeline.networks.bundle import save_bundle
 from pipeline.sources import readers
-from tests import clones, samples
-from tests.conftest import write_params
-from tests.faults.conftest import Tally
-from tests.test_datasets import server  # noqa: F401 - a fixture
+from tests.support import clones, samples
+from tests.support.params import write_params
+from tests.support.tally import Tally
 
 SECRET = "".join(["hunter2", "Zq9"])  # not in one piece in this file, which is searched too
 WITH_SECRET = [
@@ -97,7 +96,7 @@ def test_an_address_in_the_wrong_place_is_shown_without_its_secret(project: Call
 
 
 def test_predict_shows_an_address_without_its_secret(
-    server: tuple[str, dict[str, bytes]],  # noqa: F811
+    server: tuple[str, dict[str, bytes]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -145,7 +144,7 @@ def test_an_address_where_a_path_belongs_is_refused_and_not_repeated(
 
 
 def test_a_variable_in_an_address_is_read_where_it_is_used_alone(
-    server: tuple[str, dict[str, bytes]],  # noqa: F811
+    server: tuple[str, dict[str, bytes]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     host, answers = server
@@ -168,7 +167,7 @@ def found_in(folder: Path) -> list[Path]:
 
 
 def test_no_secret_of_address_or_environment_is_written_anywhere(
-    server: tuple[str, dict[str, bytes]],  # noqa: F811
+    server: tuple[str, dict[str, bytes]],
     tmp_path: Path,
     tally: Tally,
 ) -> None:

@@ -1,6 +1,8 @@
+from pathlib import Path
+
 import pytest
 
-from tests.faults.conftest import Tally
+from tests.support.tally import Tally
 
 
 def test_a_tally_counts_what_was_survived_and_remembers_the_first_loss():
@@ -13,7 +15,7 @@ def test_a_tally_counts_what_was_survived_and_remembers_the_first_loss():
 
 
 def test_a_loss_fails_its_test_when_it_ends(pytester: pytest.Pytester):
-    pytester.makeconftest("from tests.faults.conftest import tally, pytest_terminal_summary")
+    pytester.makeconftest(Path(__file__).with_name("conftest.py").read_text())
     pytester.makepyfile(
         """
         def test_it(tally):

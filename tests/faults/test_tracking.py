@@ -21,10 +21,9 @@ from mlflow import MlflowClient
 
 from pipeline.tracking import delivery
 from pipeline.tracking.journal import Spool
-from tests.faults.conftest import TORTURE, Tally
-from tests.imports import ROOT
-from tests.test_stages import run_chain
-from tests.test_sync import forget, lock, runs
+from tests.support.chain import lock, run_chain
+from tests.support.runs import environment, forget, own, replay, runs
+from tests.support.tally import TORTURE, Tally
 
 IRIS = {"data.source": "sklearn:iris", "data.target": "target", "data.task": "multiclass"}
 EPOCHS, TRIALS = 30, 3
@@ -52,12 +51,6 @@ console.run(main)
 """
 SYNC = "from pipeline.commands.sync import sync; print('running', flush=True); sync()"
 START = "import sys, time; from pipeline.tracking import delivery, runs; delivery.make_database(__import__('pathlib').Path(sys.argv[1]))"
-
-
-def environment(uri: str | None) -> dict[str, str]:
-    found = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    found.pop("MLFLOW_TRACKING_URI", None)
-    return found | ({"MLFLOW_TRACKING_URI": uri} if uri else {})
 
 
 @contextmanager
@@ -98,14 +91,6 @@ def run_stage(folder: Path, uri: str | None = None, waits: bool = True) -> None:
         ends_well(folder, process, waits)
 
 
-def replay(folder: Path, uri: str | None = None) -> None:
-    code = "from pipeline.core import config; from pipeline.tracking import delivery; print(delivery.Writer(config.load().tracking, None).close(300.0))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, env=environment(uri), capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "None\n", done.stdout
-
-
 def holds_once(uri: str, n_runs: int = 1) -> None:
     """Each run, trial and step is there once."""
     client = MlflowClient(uri)
@@ -122,10 +107,6 @@ def holds_once(uri: str, n_runs: int = 1) -> None:
         assert sorted(child.data.tags["trial"] for child in children) == [str(k + 1) for k in range(TRIALS)]
         assert all(len(client.get_metric_history(child.info.run_id, "val/loss")) == 1 for child in children)
         assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["out.txt"]
-
-
-def own(folder: Path) -> str:
-    return f"sqlite:///{folder / 'mlflow.db'}"
 
 
 def free_port() -> int:

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.runtime import console
-from tests.imports import ROOT
+from tests.support.imports import ROOT
 
 SECONDS, BYTES = 10, 2**30
 A_PROCESS = 250  # cases: what one leaves in memory is soon gone

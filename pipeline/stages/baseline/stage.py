@@ -8,7 +8,6 @@ import torch
 from pipeline.core import config
 from pipeline.core.scores import task_metrics
 from pipeline.evaluation import report
-from pipeline.runtime import console
 from pipeline.stages.baseline.trees import Trees, constant_outputs
 from pipeline.tables import validation
 from pipeline.tables.prepared import domains, load_prepared, load_rows, load_split
@@ -39,7 +38,3 @@ def main() -> None:
         run.log_metrics(judged.scores)
         run.log_files(REPORT)
         print(report.summary("trees", judged.scores), report.summary("constant", constant.scores), sep="\n")
-
-
-if __name__ == "__main__":
-    console.run(main, "baseline")

@@ -2,7 +2,6 @@
 
 from pipeline.core import config
 from pipeline.core.secrets import without_secret
-from pipeline.runtime import console
 from pipeline.sources import readers
 from pipeline.tables import raw
 from pipeline.tracking.runs import stage_run
@@ -20,7 +19,3 @@ def main() -> None:
             raw.save_raw(table, path)
             print(f"{without_secret(source)}: {len(table):,} rows, {len(table.columns):,} columns")
             run.log_metrics({f"{path.stem}.rows": len(table), f"{path.stem}.columns": len(table.columns)})
-
-
-if __name__ == "__main__":
-    console.run(main, "fetch")

@@ -15,6 +15,7 @@ from pipeline.tables.tensors import check_fit
 from pipeline.tracking.identity import state
 from pipeline.tracking.runs import stage_run
 from pipeline.training import checkpoints, loop
+from pipeline.training.fitted import calibrated
 
 FOLDER, TRAINED = Path("models/finetune"), Path("models/train")
 
@@ -61,13 +62,9 @@ def main() -> None:
         params = trained.params | config.flatten(settings.model_dump(mode="json", include={"train", "finetune"}))
         bundle = replace(trained, members=tuple(compared["finetuned"]), target=target, params=params, temperature=1.0)
         if settings.train.calibration:
-            bundle = bundle.calibrated(val)
+            bundle = calibrated(bundle, val)
         save_bundle(FOLDER, bundle, loop.mean_history(tuned))
         files.write_json(FOLDER / "transfer.json", scores)
         run.log_metrics({f"transfer.{name}": score for name, score in scores.items()})
         run.log_metrics({"best.epoch": tuned[0].best_epoch, "temperature": bundle.temperature})
         run.log_model(FOLDER)
-
-
-if __name__ == "__main__":
-    console.run(main, "finetune")

@@ -1,7 +1,6 @@
 """data/raw/ to data/prepared/: schema, splits, and a preprocessor fitted on training rows."""
 
 from pipeline.core import config
-from pipeline.runtime import console
 from pipeline.stages.prepare.preparation import describe, prepare
 from pipeline.tables.prepared import PREPARED
 from pipeline.tables.raw import RAW_TRANSFER, load_raw
@@ -17,7 +16,3 @@ def main() -> None:
         print(describe(prepared.schema))
         run.log_metrics({f"rows.{name}": n for name, n in prepared.schema.rows.items()})
         run.log_files(PREPARED / "schema.json")
-
-
-if __name__ == "__main__":
-    console.run(main, "prepare")

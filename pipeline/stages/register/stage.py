@@ -5,7 +5,6 @@ from pathlib import Path
 from pipeline.core import config, files
 from pipeline.core.scores import load_scores
 from pipeline.networks.bundle import copy_bundle, load_bundle
-from pipeline.runtime import console
 from pipeline.stages.register.model_card import model_card
 from pipeline.stages.register.selection import choose
 from pipeline.tracking.runs import stage_run
@@ -29,7 +28,3 @@ def main() -> None:
         run.set_tags({"model": choice.name})
         run.register(settings.register_.name, CHAMPION, {"model": choice.name})
         print(f"{CHAMPION} is models:/{settings.register_.name}@champion")
-
-
-if __name__ == "__main__":
-    console.run(main, "register")

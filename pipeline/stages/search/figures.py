@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.core.plotting import plain_label, save, write
+from pipeline.core.plotting import plain_label, save, save_figure
 
 
 def save_search(
@@ -22,12 +22,13 @@ def save_search(
     _, _, metric, _, *names = trials.columns
     save(folder / "history.png", partial(_search_history, trials=trials, metric=metric, best_so_far=best_so_far))
     save(folder / "importance.png", partial(_importance, importances=importances))
-    _save_slices(folder / "slice.png", trials, names, metric, log)
+    slices = partial(_slices, trials=trials, names=names, metric=metric, log=log)
+    save_figure(folder / "slice.png", (3.2 * len(names) + 1, 3.6), slices)
 
 
 def _search_history(axes: Axes, trials: pd.DataFrame, metric: str, best_so_far: pd.Series) -> None:
-    axes.scatter(trials["trial"], trials[metric], s=14, label="a trial")
-    axes.plot(trials["trial"], best_so_far, color="black", lw=1, label="best so far")
+    axes.scatter(trials["trial"], trials[metric], s=14, label="trial")
+    axes.plot(trials["trial"], best_so_far, color="black", lw=1, drawstyle="steps-post", label="best so far")
     axes.set(xlabel="trial", ylabel=metric, title="Search history")
     axes.legend(fontsize=8)
 
@@ -38,9 +39,8 @@ def _importance(axes: Axes, importances: Mapping[str, float]) -> None:
     axes.set(xlabel="share of the variance between trials", title="Parameter importance (fANOVA)")
 
 
-def _save_slices(path: Path, trials: pd.DataFrame, names: list[str], metric: str, log: set[str]) -> None:
+def _slices(figure: Figure, trials: pd.DataFrame, names: list[str], metric: str, log: set[str]) -> None:
     """The score of each trial against each searched parameter, a panel a parameter."""
-    figure = Figure(figsize=(3.2 * len(names) + 1, 3.6), layout="constrained")
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     for axes, name in zip(panels, names, strict=True):
         values = trials[name]
@@ -51,4 +51,3 @@ def _save_slices(path: Path, trials: pd.DataFrame, names: list[str], metric: str
         if name in log:
             axes.set_xscale("log")
     panels[0].set_ylabel(metric)
-    write(path, figure)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipeline.core import config, files
-from pipeline.networks.bundle import Bundle, save_bundle
+from pipeline.networks.bundle import save_bundle
 from pipeline.networks.device import use
 from pipeline.runtime import console
 from pipeline.stages.search import figures
@@ -14,6 +14,7 @@ from pipeline.tables.prepared import load_prepared, load_split
 from pipeline.tracking.identity import state
 from pipeline.tracking.runs import stage_run
 from pipeline.training import checkpoints, loop
+from pipeline.training.fitted import fitted_bundle
 
 FOLDER = Path("models/search")
 
@@ -44,11 +45,7 @@ def main() -> None:
         with run.epochs("epoch", best.train.n_epochs) as on_epoch:
             loop.fit(members, train, val, target, on_epoch=saved.keeping("best", members, on_epoch))
 
-        params = config.flatten({"seed": best.seed, **best.model_dump(mode="json", include={"model", "train"})})
-        networks = tuple(member.fitted for member in members)
-        bundle = Bundle(networks, best.model, learned, target, preprocessor, params)
-        if best.train.calibration:
-            bundle = bundle.calibrated(val)
+        bundle = fitted_bundle(members, best, learned, preprocessor, val)
         save_bundle(FOLDER, bundle, loop.mean_history(members))
         log = {name for name, space in settings.search.space.items() if space.log}
         files.write_csv(FOLDER / "trials.csv", found.table())
@@ -59,7 +56,3 @@ def main() -> None:
         run.log_metrics({"best.epoch": members[0].best_epoch, "temperature": bundle.temperature})
         run.log_files(*(FOLDER / name for name in ("trials.csv", "best_params.yaml")), *FOLDER.glob("*.png"))
         run.log_model(FOLDER)
-
-
-if __name__ == "__main__":
-    console.run(main, "search")

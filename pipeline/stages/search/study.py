@@ -25,11 +25,10 @@ from pipeline.stages.search.trials import Contender, Trial
 FANOVA_TREES = 16  # a quarter of Optuna's default, which takes longer than a search of small networks
 TPE_ROUND = 8  # trials that TPE draws before it hears how they went
 _STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
-optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 @dataclass(frozen=True)
-class Search:
+class SearchResult:
     """All trials in the order they were asked for, and the best of them."""
 
     trials: list[Trial]
@@ -47,18 +46,20 @@ class Search:
         return pd.DataFrame(rows).astype({"best_epoch": "Int64"})
 
     def best_so_far(self) -> pd.Series:
+        """The best score of the complete trials up to each trial; NaN before the first complete one."""
         table = self.table()
         scores = table[self.metric].where(table["state"] == "complete")
-        return scores.cummin() if lower_is_better(self.metric) else scores.cummax()
+        return (scores.cummin() if lower_is_better(self.metric) else scores.cummax()).ffill()
 
 
-def search(config: Config, run: Runner, on_trial: Callable[[Trial], object] = lambda trial: None) -> Search:
+def search(config: Config, run: Runner, on_trial: Callable[[Trial], object] = lambda trial: None) -> SearchResult:
     """The trials of `config.search`, trained by `run`, those that lose dropped between the rungs of `rungs`.
 
     The score of a trial is the task's first metric on validation rows, at its best epoch. Trial 0 is what params.yaml has
     now, where the space holds it and the sampler is not `grid`. What trial n draws is a function of the seed and n, for
     `tpe` also of the scores of the rounds before. A trial that diverges is marked failed; raises `UserError` if all do.
     """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     metric = f"val_{task_metrics(config.data.task)[0]}"
     sign = 1 if lower_is_better(metric) else -1
     space = {name: distribution(item, whole=is_whole(name)) for name, item in config.search.space.items()}
@@ -104,7 +105,7 @@ def search(config: Config, run: Runner, on_trial: Callable[[Trial], object] = la
             f"search: the loss diverged in each of the {len(trials)} trials: lower the upper end of train.lr in search.space"
         )
     best = min(ranked, key=lambda trial: sign * (trial.score or 0.0))  # the first of equals
-    return Search(trials, metric, best, _importances(trials, metric, space, config))
+    return SearchResult(trials, metric, best, _importances(trials, metric, space, config))
 
 
 def _as_it_is(config: Config) -> dict[str, Any] | None:

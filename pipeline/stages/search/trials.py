@@ -3,14 +3,14 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.core.settings import Config
-from pipeline.networks import losses
 from pipeline.networks.device import generator
 from pipeline.networks.modules import bin_edges
-from pipeline.tables.schema import Schema, Target
+from pipeline.tables.schema import Schema
 from pipeline.tables.tensors import TabularData
 from pipeline.training.checkpoints import NONE, Checkpoints
 from pipeline.training.loop import Epoch, Member, fit, new_members
@@ -46,7 +46,8 @@ class Contender:
 
     number: int
     config: Config
-    progress: dict[str, Any] = field(default_factory=dict)  # of its `Member`, by field; empty before the first epoch
+    progress: dict[str, Any] = field(default_factory=dict)  # of its `Member`; empty before the first epoch
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def history(self) -> list[Epoch]:
@@ -76,42 +77,22 @@ class Work:
         members = [self._member(contender) for contender in stack]
         name = f"trial-{stack[0].number}-to-{until}"  # in each rung a trial is in one stack
         keep = self.saved.keeping(name, members)
-        fit(members, self.train, self.val, self.learned.target, until=until, on_epoch=keep, score=headline_only)
+        fit(members, self.train, self.val, self.learned.target, until=until, on_epoch=keep)
         self.saved.save(name, members)
         for contender, member in zip(stack, members, strict=True):
-            weights = dict(member.network.state_dict())
-            contender.progress = {name: getattr(member, name) for name in _KEPT} | {
-                name: {key: tensor.cpu().numpy() for key, tensor in tensors.items()}
-                for name, tensors in {
-                    "weights": weights,
-                    "memory": member.memory,
-                    "best_weights": member.best_weights,
-                }.items()
-            }
+            contender.progress = member.progress()
+            # As arrays: a tensor would go to another process through a file descriptor.
+            contender.arrays = {name: tensor.cpu().numpy() for name, tensor in member.tensors().items()}
         return stack
 
     def _member(self, contender: Contender) -> Member:
-        config, device = contender.config, self.train.y.device
+        config = contender.config
         model = config.model
         if model.numeric == "ple" and model.bins not in self.edges:
             self.edges[model.bins] = bin_edges(self.train.x_num, model.bins)
         (member,) = new_members(config, self.train, self.learned, self.edges.get(model.bins, ()))
         member.settings = config.train.model_copy(update={"epochs": config.search.epochs, "patience": None})
-        if progress := contender.progress:
-            tensors = {
-                part: {name: torch.from_numpy(array).to(device) for name, array in progress[part].items()}
-                for part in ("weights", "memory", "best_weights")
-            }
-            member.network.load_state_dict(tensors["weights"])
-            member.memory, member.best_weights = tensors["memory"], tensors["best_weights"]
-            member.history, member.best_epoch = progress["history"], progress["best_epoch"]
+        if contender.progress:
+            tensors = {name: torch.from_numpy(array) for name, array in contender.arrays.items()}
+            member.restore(tensors, contender.progress)
         return member
-
-
-_KEPT = ("history", "best_epoch", "diverged")
-
-
-def headline_only(outputs: Tensor, y: Tensor, target: Target) -> dict[str, float]:
-    """What ranks trials, and no more: F1 and AUROC of each epoch of each trial would take longer than the epoch."""
-    mean = losses.row_scores(outputs, y, target.task).mean()
-    return {name.removeprefix("train_"): float(value) for name, value in losses.headline(mean, target).items()}

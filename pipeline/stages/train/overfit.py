@@ -39,7 +39,8 @@ def overfit_check(
     def learnt(row: Epoch) -> bool:
         return row["val_loss"] < goal if goal is not None else row["val_accuracy"] == 1.0
 
-    fit([member], batch, batch, target, on_epoch=learnt)
+    while not member.over and not (member.history and learnt(member.history[-1])):
+        fit([member], batch, batch, target, until=len(member.history) + 1)
     if member.diverged is not None:
         raise DivergedError(member.diverged)
     last = member.history[-1]

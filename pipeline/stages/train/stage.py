@@ -6,14 +6,14 @@ import pandas as pd
 
 from pipeline.core import config, files
 from pipeline.networks.build import describe, parameters
-from pipeline.networks.bundle import Bundle, save_bundle
+from pipeline.networks.bundle import save_bundle
 from pipeline.networks.device import use
-from pipeline.runtime import console
 from pipeline.stages.train import overfit
 from pipeline.tables.prepared import load_prepared, load_split
 from pipeline.tracking.identity import state
 from pipeline.tracking.runs import stage_run
 from pipeline.training import checkpoints, loop
+from pipeline.training.fitted import fitted_bundle
 
 FOLDER = Path("models/train")
 
@@ -38,11 +38,7 @@ def main() -> None:
 
         with run.epochs("epoch", settings.train.n_epochs) as on_epoch:
             loop.fit(members, train, val, target, on_epoch=saved.keeping("network", members, on_epoch))
-        networks = tuple(member.fitted for member in members)
-        params = config.flatten({"seed": settings.seed, **settings.model_dump(mode="json", include={"model", "train"})})
-        bundle = Bundle(networks, settings.model, learned, target, preprocessor, params)
-        if settings.train.calibration:
-            bundle = bundle.calibrated(val)
+        bundle = fitted_bundle(members, settings, learned, preprocessor, val)
         scores = {name: loop.evaluate(bundle.members, rows, target) for name, rows in (("train", train), ("val", val))}
         best = ", ".join(str(member.best_epoch) for member in members)
         print(f"best epoch {best}: {overfit.gap(scores['train'], scores['val'])}")
@@ -55,7 +51,3 @@ def main() -> None:
         run.log_metrics({"best.epoch": members[0].best_epoch})
         run.log_files(FOLDER / "parameters.csv", FOLDER / "overfit.csv")
         run.log_model(FOLDER)
-
-
-if __name__ == "__main__":
-    console.run(main, "train")

@@ -1,0 +1,8 @@
+"""`python -m pipeline.stages train`: run one DVC stage."""
+
+import sys
+
+from pipeline.runtime import launch
+
+if __name__ == "__main__":
+    launch.main(sys.argv[1:])

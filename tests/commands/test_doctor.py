@@ -1,0 +1,395 @@
+"""What is wrong is named with its remedy, and looking changes nothing; the faults of DVC's files are in tests/faults."""
+
+import http.server
+import json
+import os
+import re
+import resource
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pipeline.commands import doctor
+from pipeline.commands.doctor import Finding
+from pipeline.runtime import locks
+from pipeline.tracking import identity, journal
+from tests.support.clones import call, clone, environment
+from tests.support.projects import in_cache, tiny
+
+IRIS = {"data.source": "sklearn:iris", "data.target": "target", "data.task": "multiclass"}
+
+
+def found(check: str) -> list[Finding]:
+    return list(doctor.CHECKS[check]())
+
+
+def tree(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """Every file with its inode, size and time of change.
+
+    But for git's index, which git refreshes itself, and its objects, which a clone shares with where it comes from.
+    """
+    not_ours = (".git/index", ".git/objects/", "__pycache__")
+    stats = {str(path): path.lstat() for path in folder.rglob("*")}
+    return {
+        name: (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        for name, stat in stats.items()
+        if not any(part in name for part in not_ours)
+    }
+
+
+def test_a_clone_is_looked_at_quickly_and_nothing_in_it_changes(tmp_path: Path) -> None:
+    folder = clone(tmp_path / "clone", IRIS)
+    call(folder, "dvc", "repro", "fetch")
+    before = tree(folder)
+    begun = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    said = call(folder, sys.executable, "-m", "pipeline", "doctor", status=1)
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - begun < 20
+    assert tree(folder) == before
+    assert "ok    packages\n" in said
+    assert "\033" not in said
+    assert "wrong dvc.lock\n      dvc.lock does not have the outputs of prepare, baseline," in said
+    assert "      remedy: dvc repro\n" in said
+    assert said.count("remedy: ") == 1
+    assert said.endswith("to be mended: 1\n")
+
+
+@pytest.mark.parametrize(
+    "lacking", [["torch", "mlflow"], ["dvc"], ["pandas", "pydantic", "ruamel", "sklearn", "psutil"]]
+)
+def test_half_an_installation_is_enough_to_hear_what_is_missing(
+    project: Callable[..., Path], lacking: list[str]
+) -> None:
+    project(IRIS)
+    code = f"import sys; sys.modules.update(dict.fromkeys({lacking})); sys.argv[1:] = ['doctor']; from pipeline.commands import cli; cli.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    for module in lacking:
+        if module not in ("sklearn", "ruamel"):
+            assert re.search(rf"cannot be checked: .*\b{module}\b", done.stdout)
+    assert "ok    disk" in done.stdout
+    assert 'remedy: python -m pip install --constraint constraints.txt --editable ".[test]"' in done.stdout
+
+
+def test_a_check_that_fails_is_named_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def halfway() -> Iterator[Finding]:
+        yield Finding("one thing", "mend it")
+        raise RuntimeError("a bug\nof ours")
+
+    def well() -> Iterator[Finding]:
+        yield from ()
+
+    monkeypatch.setattr(doctor, "CHECKS", {"first": halfway, "second": well})
+    (first, (one, cannot)), second = doctor.examine()
+    assert (first, one.what, second) == ("first", "one thing", ("second", []))
+    assert cannot.what == "cannot be checked: RuntimeError: a bug"
+
+
+# ------------------------------------------------------------------------------------------------------- installation
+
+
+def test_a_package_at_another_version_or_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("pyproject.toml").write_text(
+        '[project]\ndependencies = ["torch>=2", "no-such-thing>=1; python_version > \'3\'"]\n'
+    )
+    Path("constraints.txt").write_text("torch==2.0.1\nno-such-thing==1.0\npandas==3.1.1\nnor-this==2\n")
+    (finding,) = found("packages")
+    assert "no-such-thing is missing" in finding.what
+    assert "not 2.0.1" in finding.what
+    assert finding.remedy == "python -m pip install --constraint constraints.txt no-such-thing torch"
+
+
+def test_programs_that_are_not_found_and_another_python_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    findings = found("programs")
+    assert [finding.what for finding in findings][:2] == ["git is not found", "dvc is not found"]
+    assert "stages would run in the Python of None" in findings[2].what
+
+
+def test_a_folder_without_git_and_dvc_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert [finding.remedy for finding in found("repository")] == ["git init", "dvc init"]
+    for finding in found("repository"):
+        call(tmp_path, "bash", "-c", finding.remedy)
+    assert found("repository") == []
+
+
+def test_a_mistake_in_the_parameters_is_told_as_a_stage_tells_it(project: Callable[..., Path]) -> None:
+    folder = project(IRIS)
+    assert found("params.yaml") == []
+    (folder / "params.yaml").write_text("seed: [\n")
+    (finding,) = found("params.yaml")
+    assert "params.yaml, line" in finding.what
+
+
+def test_a_disk_without_room_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert found("disk") == []
+    monkeypatch.setattr(doctor, "GIGABYTES", 1e9)
+    (finding,) = found("disk")
+    assert "GB are left on this disk" in finding.what
+
+
+# ----------------------------------------------------------------------------------------------------------- tracking
+
+
+def test_a_database_is_well_or_told_to_be_damaged_locked_or_of_another_version(
+    project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = project(IRIS) / "mlflow.db"
+    assert found("MLflow") == []
+    whole = path.read_bytes()
+
+    for name, content in {
+        "zeros": whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2),
+        "cut": whole[: len(whole) // 2],
+        "no database": b"this is no database, but long enough to be taken for one" * 100,
+        "empty": b"",
+    }.items():
+        path.write_bytes(content)
+        (finding,) = found("MLflow")
+        assert "mlflow.db" in finding.what, name
+        assert finding.remedy.startswith(f"mv {path} "), name
+    (path.parent / "mlflow.db.broken").write_bytes(b"another one")
+    (finding,) = found("MLflow")
+    assert finding.remedy == f"mv {path} {path}.broken.2 && python -m pipeline sync --all-commits"
+    path.write_bytes(whole)
+
+    monkeypatch.setattr(doctor, "SECONDS", 0.5)
+    with sqlite3.connect(path) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        (finding,) = found("MLflow")
+        assert "locked for 0.5 s" in finding.what
+    writer.close()
+
+    with sqlite3.connect(path) as older:
+        older.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
+    older.close()
+    (finding,) = found("MLflow")
+    assert "another version of MLflow" in finding.what
+    assert finding.remedy == f"mlflow db upgrade sqlite:///{path}"
+
+    path.unlink()
+    assert found("MLflow") == []  # the first stage makes one
+
+
+@contextmanager
+def server(answer: Callable[[http.server.BaseHTTPRequestHandler], object]) -> Iterator[str]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            answer(self)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
+        listening.daemon_threads = True
+        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.server_port}"
+        listening.shutdown()
+
+
+def test_a_server_is_well_or_told_to_be_down_broken_or_hanging(
+    project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project(IRIS)
+    monkeypatch.setattr(doctor, "SECONDS", 0.5)
+
+    def well(handler: http.server.BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+
+    def told() -> str:
+        (finding,) = found("MLflow")
+        return finding.what
+
+    with server(well) as uri:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        assert found("MLflow") == []
+    assert "does not answer" in told()
+    with server(lambda handler: handler.send_error(500)) as uri:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        assert "answers 500" in told()
+    with server(lambda handler: time.sleep(2)) as uri:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        assert "does not answer within 0.5 s" in told()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
+    assert "secret" not in told()
+
+
+# ---------------------------------------------------------------------------------------------------------------- DVC
+
+
+@pytest.fixture
+def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project of one stage, which writes {} to models/train/model.json."""
+    monkeypatch.setenv("PATH", environment()["PATH"])
+    monkeypatch.chdir(tiny(tmp_path / "project"))
+    return Path.cwd()
+
+
+def objects() -> list[Path]:
+    """The list of the folder's files, and the file, in the cache."""
+    return sorted(Path(".dvc/cache/files/md5").glob("*/*"), key=lambda path: path.suffix, reverse=True)
+
+
+def written(path: Path, content: bytes) -> None:
+    path.chmod(0o644)  # DVC's cache is read-only
+    path.write_bytes(content)
+
+
+TORN = "dvc.lock", "cache", "outputs", "remotes", "bundles"
+
+
+@pytest.mark.parametrize("sum_of_all", ["ab/../../../../../../victim", "ab/../../../../../../victim.dir", "AB" * 16])
+def test_a_sum_that_dvc_never_writes_becomes_no_path(built: Path, sum_of_all: str) -> None:
+    lock, victim = Path("dvc.lock"), built.parent / "victim"
+    victim.write_text("x")
+    lock.write_text(re.sub(r"(?<=md5: )\w{32}\.dir", sum_of_all, lock.read_text()))
+    findings = {name: found(name) for name in TORN}
+    assert not any("victim" in finding.remedy for some in findings.values() for finding in some)
+    (finding,) = findings["dvc.lock"]
+    said = f"the sum of models/train is '{sum_of_all}', which DVC never writes"
+    assert finding == Finding(f"dvc.lock is torn: {said}", "rm dvc.lock && dvc repro")
+    call(built, "bash", "-c", finding.remedy)
+    assert found("dvc.lock") == found("cache") == found("outputs") == []
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"md5": "ab/../../../../../../victim", "relpath": "a"},
+        {"md5": "0" * 32, "relpath": "../../victim"},
+        {"relpath": "a"},
+    ],
+)
+def test_a_listing_that_dvc_never_writes_is_named_and_not_followed(built: Path, row: dict[str, str]) -> None:
+    (built.parent / "victim").write_text("x")
+    md5 = in_cache(Path(".dvc/cache"), json.dumps([row]).encode())
+    lock = Path("dvc.lock")
+    lock.write_text(re.sub(r"(?<=md5: )\w{32}\.dir", md5, lock.read_text()))
+    listing = f".dvc/cache/files/md5/{md5[:2]}/{md5[2:]}"
+    (damaged,) = found("cache")
+    assert damaged == Finding("models/train: its listing in DVC's cache is damaged", f"rm -f {listing}")
+    (differs,) = found("outputs")
+    for finding in (damaged, differs):
+        call(built, "bash", "-c", finding.remedy)
+    assert found("dvc.lock") == found("cache") == found("outputs") == []
+
+
+def test_what_the_cache_does_not_have_whole_is_moved_aside_and_never_removed(built: Path) -> None:
+    model, mine = Path("models/train/model.json"), b'{"mine": 1}'
+    from_cache = "rm -r models/train && dvc checkout models/train"
+    aside = "mkdir -p .state/broken && mv models/train .state/broken/models-train{} && dvc repro"
+    assert [finding.remedy for finding in found("bundles")] == [from_cache]  # {} is no model
+    written(model, mine)
+    assert [finding.remedy for finding in found("outputs") + found("bundles")] == [from_cache] * 2
+
+    listing, file = objects()
+    for n, harm in enumerate(
+        [
+            lambda: written(file, b"{]\n"),
+            file.unlink,
+            lambda: written(listing, b"[]"),
+            listing.unlink,
+        ],
+        start=1,
+    ):
+        harm()
+        wanted = aside.format("" if n == 1 else f".{n}")
+        assert not any("repro" in finding.remedy for finding in found("cache"))  # it would remove the folder
+        (finding,) = found("outputs")
+        assert [finding.remedy, *(other.remedy for other in found("bundles"))] == [wanted] * 2
+        for each in [*found("cache"), finding]:
+            call(built, "bash", "-c", each.remedy)
+        assert (model.read_bytes(), found("cache"), found("outputs")) == (b"{}\n", [], [])
+        written(model, mine)
+    kept = sorted(Path(".state/broken").glob("*/model.json"))
+    assert [path.read_bytes() for path in kept] == [mine] * 4
+
+    Path("dvc.lock").unlink()
+    assert [finding.remedy for finding in found("bundles")] == [aside.format(".5")]
+
+
+def test_a_lock_of_dvc_is_removed_only_if_no_dvc_runs_here_that_may_hold_it(built: Path) -> None:
+    rwlock = Path(".dvc/tmp/rwlock")
+    elsewhere = "in a shared folder, see first that no dvc runs on the other machines"
+    sleep = shutil.which("sleep")
+    # One that is called dvc, and one that is not.
+    with subprocess.Popen(["dvc", "60"], executable=sleep) as dvc, subprocess.Popen(["sleep", "60"]) as other:
+        readers = [{"pid": other.pid, "cmd": "dvc repro"}, {"pid": dvc.pid, "cmd": "dvc repro"}]
+        rwlock.write_text(json.dumps({"write": {}, "read": {"/x": readers}}))
+        assert found("locks of DVC") == []
+        rwlock.write_text("{")
+        (finding,) = found("locks of DVC")
+        assert finding.remedy == f"wait for process {dvc.pid}, a dvc, then look again"
+        call(built, "dvc", "config", "core.hardlink_lock", "true")
+        rwlock.write_text("{}")
+        rwlock.with_name("lock").write_text("/x/0.lock")  # as DVC writes it: nobody's name
+        assert found("locks of DVC") == []
+        dvc.kill()
+        dvc.wait()
+
+        said = f".dvc/tmp/lock was left by a dvc that has ended; {elsewhere}"
+        assert Finding(said, "rm .dvc/tmp/lock") in found("locks of DVC")
+        call(built, "bash", "-c", "rm .dvc/tmp/*lock && dvc config --unset core.hardlink_lock")
+        rwlock.write_text(json.dumps({"write": {}, "read": {"/x": readers}}))
+        said = f".dvc/tmp/rwlock names process {other.pid}, which is not DVC's here; {elsewhere}"
+        assert found("locks of DVC") == [Finding(said, "rm .dvc/tmp/rwlock")]
+        other.kill()
+    rwlock.write_text("{")
+    (finding,) = found("locks of DVC")
+    assert finding == Finding(f".dvc/tmp/rwlock is torn, and DVC refuses to run; {elsewhere}", "rm .dvc/tmp/rwlock")
+
+
+# ------------------------------------------------------------------------------------------------ what this project keeps
+
+
+def test_what_runs_what_waits_and_what_is_of_no_use_is_told(
+    project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, host = project(IRIS), socket.gethostname()
+    assert found(".state") == []
+    current, stale = (
+        folder / ".state/checkpoints/fetch" / identity.state("fetch")[2],
+        folder / ".state/checkpoints/fetch/0",
+    )
+    for path in (current, stale, folder / ".state/checkpoints/fetch/1"):
+        path.mkdir(parents=True)
+    os.utime(stale, (0, 0))
+    (finding,) = found(".state")
+    assert finding.remedy == "rm -r .state/checkpoints/fetch/0"
+    call(folder, "bash", "-c", finding.remedy)
+    assert found(".state") == []
+    root = folder / journal.SPOOLS
+    refused = journal.begin(root, "fetch", "0")
+    refused.append("run", status=None)
+    refused.put_aside("a reason")
+    (finding,) = found(".state")
+    assert finding.what == "1 runs were not taken by MLflow"
+    assert finding.remedy.startswith("it lies in .state/refused; ")
+    shutil.rmtree(folder / journal.REFUSED)
+    journal.begin(root, "fetch", "0").append("run", status=None)
+    (finding,) = found(".state")
+    assert finding.remedy == "python -m pipeline sync"
+    with locks.only_one("train"):
+        (finding,) = found(".state")
+        assert finding.what == f"stage train is running here as process {os.getpid()}"
+        assert finding.remedy == f"wait for it, or end it with kill {os.getpid()}"
+        monkeypatch.setattr(socket, "gethostname", lambda: "another")
+        (finding,) = found(".state")
+        assert finding.what == f"stage train is running on {host} as process {os.getpid()}"
+        assert finding.remedy == "wait for it, or end it there"

@@ -1,0 +1,349 @@
+"""Runs rebuilt from what DVC versions say what the runs of the stages said."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from mlflow import MlflowClient
+
+from pipeline.commands import objects
+from pipeline.commands.sync import sync
+from pipeline.core import config
+from pipeline.core.errors import UserError
+from pipeline.tracking import delivery, identity
+from pipeline.tracking import journal as spools
+from pipeline.tracking.runs import files_of
+from tests.support.chain import lock, run_chain
+from tests.support.params import write_params
+from tests.support.runs import all_runs, forget, runs
+
+IRIS = {"data.source": "sklearn:iris", "data.target": "target", "data.task": "multiclass"}
+# What no output tells: scores of the best epoch and of the overfit check but its losses, and how many parameters all members have.
+UNTOLD = ("best/", "parameters/", "overfit/")
+
+
+def git(*arguments: str) -> None:
+    who = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    subprocess.run(["git", *who, *arguments], check=True, capture_output=True)
+
+
+def to_cache(folder: Path, name: str) -> None:
+    """Move an output from the working tree into DVC's cache."""
+    cache = folder / ".dvc/cache/files/md5"
+    md5 = identity.content(Path(name))
+    listing = []
+    for relative, file in files_of(Path(name)).items():
+        one = identity.content(file)
+        listing.append({"md5": one, "relpath": relative})
+        (cache / one[:2]).mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, cache / one[:2] / one[2:])
+    (cache / md5[:2]).mkdir(parents=True, exist_ok=True)
+    (cache / md5[:2] / md5[2:]).write_text(json.dumps(sorted(listing, key=lambda one: one["relpath"])))
+    shutil.rmtree(name)
+
+
+def test_a_database_that_is_gone_comes_back_from_what_dvc_has(
+    project: Callable[..., Path], database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = project(IRIS)
+    git("init", "--quiet")
+    run_chain()
+    lock()
+    git("add", "dvc.lock", "params.yaml", "dvc.yaml")
+    git("commit", "--quiet", "--message", "results")
+    before = runs()
+    sync()
+    assert runs().keys() == before.keys()
+    assert "all 10 stages" in capsys.readouterr().out
+    assert {run.info.run_id for run in runs().values()} == {run.info.run_id for run in before.values()}
+
+    forget(folder, database)
+    to_cache(folder, "models/train")
+    sync(all_commits=True)  # the commit has the same stages as the working tree, whose champion is the champion
+    assert "restored: 10 runs" in capsys.readouterr().out
+    after = runs()
+    assert set(after) == set(before)
+    client = MlflowClient(delivery.tracking_uri(config.load().tracking))
+    for name, was in before.items():
+        found = after[name]
+        assert found.info.status == "FINISHED"
+        if name.startswith("trial"):
+            assert found.data.params == was.data.params
+            assert "val/accuracy" in found.data.metrics
+            assert found.data.tags["mlflow.parentRunId"] == after["search"].info.run_id
+            continue
+        assert found.data.tags["restored"] == "true"
+        assert found.data.tags["stage.key"] == was.data.tags["stage.key"]
+        assert len(found.data.tags["git.commit"]) == 40
+        assert found.data.params == was.data.params, name
+        told = {metric: value for metric, value in was.data.metrics.items() if not metric.startswith(UNTOLD)}
+        assert {metric: found.data.metrics[metric] for metric in told} == pytest.approx(told, rel=1e-5), name
+    for loss in ("overfit/train/loss", "overfit/val/loss"):
+        assert after["train"].data.metrics[loss] == pytest.approx(before["train"].data.metrics[loss], rel=1e-5)
+    history = client.get_metric_history(after["train"].info.run_id, "val/loss")
+    assert [point.step for point in history] == [1, 2, 3]
+    assert client.get_model_version_by_alias("nycflights-arrival", "champion").version == 1
+
+    sync()
+    assert "all 10 stages" in capsys.readouterr().out
+    assert {run.info.run_id for run in runs().values()} == {run.info.run_id for run in after.values()}
+
+
+@pytest.mark.parametrize("kept", [None, "refs/tags/v1", "refs/exps/ab/cdef0123456789/ashen-wine"])
+def test_a_version_of_a_branch_a_tag_or_an_experiment_comes_back_too(
+    project: Callable[..., Path], database: Path, capsys: pytest.CaptureFixture[str], kept: str | None
+) -> None:
+    folder = project(IRIS)
+    git("init", "--quiet")
+    git("checkout", "--quiet", "-b", "iris")
+    git("add", "params.yaml", "dvc.yaml")
+    git("commit", "--quiet", "--message", "before any result")
+    git("checkout", "--quiet", "-b", "wine")
+    write_params(folder, IRIS | {"data.source": "sklearn:wine"})
+    run_chain("fetch")
+    lock("fetch")
+    to_cache(folder, "data/raw")
+    git("add", "dvc.lock")
+    git("commit", "--quiet", "--all", "--message", "wine")
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    git("checkout", "--quiet", "iris")
+    if kept is not None:
+        git("update-ref", kept, commit)
+        git("branch", "--quiet", "-D", "wine")
+    run_chain("fetch")
+    lock("fetch")
+    forget(folder, database)
+    sync()
+    (iris,) = runs().values()
+    assert iris.data.params["data.source"] == "sklearn:iris"
+
+    (folder / ".dvc").rename(folder / "elsewhere")
+    capsys.readouterr()
+    sync(all_commits=True)
+    name = "ashen-wine" if "exps" in (kept or "") else commit[:7]
+    assert f"1 runs lack objects (fetch of {name}: data/raw): run dvc fetch" in capsys.readouterr().out
+    (folder / "elsewhere").rename(folder / ".dvc")
+    sync(all_commits=True)
+    assert "restored: 1 runs" in capsys.readouterr().out
+    (wine,) = (run for run in all_runs() if run.info.run_id != iris.info.run_id)
+    assert wine.data.params["data.source"] == "sklearn:wine"
+    assert wine.data.metrics == {"table/rows": 178.0, "table/columns": 14.0}
+    assert wine.data.tags["git.commit"] == commit
+    assert wine.data.tags.get("dvc.exp") == ("ashen-wine" if "exps" in (kept or "") else None)
+
+
+def test_a_commit_whose_lock_is_torn_is_left_out(
+    project: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    project(IRIS)
+    git("init", "--quiet")
+    Path("dvc.lock").write_text("<<<<<<< HEAD\n")
+    git("add", "params.yaml", "dvc.lock")
+    git("commit", "--quiet", "--message", "a conflict")
+    run_chain("fetch")
+    lock("fetch")
+    sync(all_commits=True)
+    said = capsys.readouterr().out
+    assert "left out: dvc.lock or params.yaml of " in said
+    assert "all 1 stages" in said
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("params.yaml", b"data: \xff\n"),
+        ("dvc.lock", b"stages: " + b"[" * 1000),
+        ("dvc.lock", b"stages: {train@../../x: {}}"),
+        ("dvc.lock", b"stages: {fetch: {params: [1]}}"),
+    ],
+)
+def test_a_commit_of_another_format_is_left_out(
+    project: Callable[..., Path], capsys: pytest.CaptureFixture[str], file: str, content: bytes
+) -> None:
+    folder = project(IRIS)
+    git("init", "--quiet")
+    run_chain("fetch")
+    lock("fetch")
+    before = {name: (folder / name).read_bytes() for name in ("params.yaml", "dvc.lock")}
+    Path(file).write_bytes(content)
+    git("add", "params.yaml", "dvc.lock")
+    git("commit", "--quiet", "--message", "of another time")
+    for name, was in before.items():
+        Path(name).write_bytes(was)
+    sync(all_commits=True)
+    said = capsys.readouterr().out
+    assert "left out: dvc.lock or params.yaml of " in said
+    assert "all 1 stages" in said
+
+
+@pytest.mark.parametrize("content", ["[1]", '"text"', "\xff", "{}", "[" * 100_000])
+def test_a_stage_with_files_of_another_format_is_left_out_and_not_counted(
+    project: Callable[..., Path], capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    project(IRIS)
+    run_chain("fetch")
+    Path("data/prepared").mkdir()
+    Path("data/prepared/schema.json").write_text(content, encoding="latin-1")
+    lock("fetch", "prepare")
+    sync()
+    said = capsys.readouterr().out
+    assert "prepare of the working tree is not as this version writes it" in said
+    assert "all 1 stages" in said
+    assert set(runs()) == {"fetch"}
+
+
+def test_a_commit_whose_parameters_have_an_empty_section_is_rebuilt_or_left_out(
+    project: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = project(IRIS)
+    git("init", "--quiet")
+    run_chain("fetch")
+    lock("fetch")
+    whole = (folder / "params.yaml").read_text()
+    locked = json.loads(Path("dvc.lock").read_text())
+    locked["stages"]["fetch"]["params"]["params.yaml"] = {"data.source": "sklearn:wine"}
+    now = Path("dvc.lock").read_text()
+    Path("dvc.lock").write_text(json.dumps(locked))
+    Path("params.yaml").write_text("data: null\n")
+    git("add", "params.yaml", "dvc.lock")
+    git("commit", "--quiet", "--message", "of another time")
+    Path("params.yaml").write_text(whole)
+    Path("dvc.lock").write_text(now)
+    sync(all_commits=True)
+    said = capsys.readouterr().out
+    assert "is not as this version writes it" in said
+    assert "all 1 stages" in said
+
+
+def test_what_mlflow_does_not_take_is_put_aside_and_ends_a_sync_with_an_error(
+    project: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = project(IRIS)
+    run_chain("fetch")
+    lock("fetch")
+    spool = spools.begin(folder / spools.SPOOLS, "fetch", "key")
+    spool.append("run", name="fetch", experiment="nycflights", tags={})
+    spool.append("shiny")
+    spool.append("end", status="FINISHED")
+    spool.lock.release()
+    for said in ("tells of shiny, which this version", "all 1 stages"):
+        with pytest.raises(UserError, match=r"1 runs are not in MLflow, .* lies in \.state/refused"):
+            sync()
+        assert said in capsys.readouterr().out
+    shutil.rmtree(folder / spools.REFUSED)
+    sync()
+
+
+def test_spools_that_another_process_holds_for_long_are_named(
+    project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = project(IRIS)
+    (folder / spools.SPOOLS).mkdir(parents=True)
+    monkeypatch.setattr(spools, "LOCK_SECONDS", 0.1)
+    with FileLock(folder / spools.SPOOLS / "lock"), pytest.raises(UserError, match="another process is busy in"):
+        sync()
+
+
+def send_at_once(deliveries: list[delivery.Delivery]) -> list[Exception]:
+    errors, together = list[Exception](), threading.Barrier(len(deliveries), timeout=60)
+
+    def send(one: delivery.Delivery) -> None:
+        try:
+            together.wait()
+            one.send()
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=send, args=(one,)) for one in deliveries]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return errors
+
+
+def test_two_clones_that_rebuild_the_same_end_with_one_run_and_each_point_once(
+    project: Callable[..., Path], database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = project(IRIS)
+    run_chain()
+    lock()
+    before = set(runs())
+    forget(folder, database)
+
+    def twice(writer: delivery.Writer, client: MlflowClient) -> None:
+        """Each spool by two, of which none finds a run yet."""
+        for spool in spools.waiting(writer._root):
+            shutil.copytree(spool.folder, folder / "clone" / spool.folder.name)
+            both = spool, spools.Spool(folder / "clone" / spool.folder.name)
+            errors = send_at_once([delivery.Delivery(client, one, delivery.Progress()) for one in both])
+            for error in errors:  # what both wrote at the same moment
+                assert delivery._passes(error), error
+            for one in both if errors else ():
+                delivery.Delivery(client, one, delivery.Progress()).send()
+            spool.remove()
+            spool.lock.release()
+
+    monkeypatch.setattr(delivery.Writer, "_replay", twice)
+    sync()
+    after = runs()
+    client = MlflowClient(delivery.tracking_uri(config.load().tracking))
+    assert set(after) == before
+    assert {run.info.status for run in after.values()} == {"FINISHED"}
+    for run in after.values():
+        for metric in run.data.metrics:
+            steps = [point.step for point in client.get_metric_history(run.info.run_id, metric)]
+            assert len(steps) == len(set(steps)), (run.info.run_name, metric)
+    assert [version.version for version in client.search_model_versions()] == [1]
+
+
+def test_names_that_lead_out_of_an_output_are_not_followed(project: Callable[..., Path]) -> None:
+    folder = project(IRIS)
+    listing = json.dumps([{"md5": "0" * 32, "relpath": "../../../x"}]).encode()
+    md5 = hashlib.md5(listing).hexdigest()
+    place = folder / f".dvc/cache/files/md5/{md5[:2]}/{md5[2:]}.dir"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(listing)
+    assert objects.locked_sums(Path("data/raw"), f"{md5}.dir") is None
+
+
+def test_a_cached_object_that_differs_from_its_sum_is_not_used(
+    project: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = project(IRIS)
+    Path("data/raw").mkdir()
+    Path("data/raw/table.parquet").write_bytes(b"x")
+    md5 = identity.content(Path("data/raw"))
+    to_cache(folder, "data/raw")
+    next(path for path in folder.glob(".dvc/cache/files/md5/*/*") if path.read_bytes() == b"x").write_bytes(b"y")
+    stage = {"deps": [], "params": {"params.yaml": {"seed": 1}}, "outs": [{"path": "data/raw", "md5": md5}]}
+    Path("dvc.lock").write_text(json.dumps({"stages": {"fetch": stage}}))
+    sync()
+    assert "1 runs lack objects (fetch of the working tree: data/raw): run dvc pull" in capsys.readouterr().out
+    assert runs() == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [(None, "run dvc repro"), ("stages: [", "of the working tree is torn"), ("stages: 3", "is torn"), ("", "is torn")],
+)
+def test_a_lock_that_is_missing_or_torn_is_named(project: Callable[..., Path], text: str | None, says: str) -> None:
+    project(IRIS)
+    if text is not None:
+        Path("dvc.lock").write_text(text)
+    with pytest.raises(UserError, match=says):
+        sync()
+
+
+def test_a_server_that_does_not_answer_is_named(project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    project(IRIS)
+    Path("dvc.lock").write_text(json.dumps({"stages": {"fetch": {"params": {"params.yaml": {"seed": 1}}}}}))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:9 does not answer"):
+        sync()

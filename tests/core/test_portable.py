@@ -1,0 +1,115 @@
+"""`portable: true`: whatever the processor, or the environment, would choose, the same code paths and so the same bytes."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.core import portable
+from pipeline.core.errors import UserError
+from pipeline.core.portable import CPUINFO, pin
+from tests.support.imports import ROOT
+
+# As `python -m pipeline.stages.train.stage` begins: the package, before torch and NumPy.
+WORK = """
+import sys
+sys.argv[0] = "-m"
+import pipeline.stages
+assert not {"torch", "numpy"} & set(sys.modules)
+import hashlib, json, os, warnings
+warnings.simplefilter("error")
+import numpy as np, torch
+torch.set_num_threads(1)
+draw = np.random.default_rng(0).normal(size=(300, 300))
+rows = torch.from_numpy(draw).float()
+parts = {
+    "torch product": torch.baddbmm(rows[None, :1], rows[None], rows[None]).numpy(),
+    "torch sum": torch.softmax(rows, 1).sum(0).numpy(),
+    "numpy product": draw @ draw,
+    "numpy exp": np.exp(draw),
+    "numpy order": np.argsort(draw.ravel().round(1)),
+}
+sums = {name: hashlib.md5(part.tobytes()).hexdigest() for name, part in parts.items()}
+print(json.dumps({"sums": sums, "torch": torch.backends.cpu.get_cpu_capability()}))
+"""
+# What a lesser or another processor would choose.
+OTHERS = [
+    {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2", "OPENBLAS_CORETYPE": "Nehalem"},
+    {"MKL_ENABLE_INSTRUCTIONS": "AVX2", "NPY_DISABLE_CPU_FEATURES": "X86_V3", "MKL_CBWR": "AVX2"},
+]
+# The same on an Intel Xeon (Sapphire Rapids) and an AMD EPYC, with the versions of constraints.txt. NumPy's product, which no
+# stage asks for, is the same too, but on as many cores.
+PINNED = {
+    "torch product": "fbcf393ef7617d09996a2479943343e8",
+    "torch sum": "2e6642cedc1540577cd24f19aaac5ec2",
+    "numpy exp": "9565fb533f048a6ce6bd681788d0c41d",
+    "numpy order": "8bcce9ed596d98e09114588817fb2463",
+}
+
+
+def sums(environment: dict[str, str]) -> dict[str, str]:
+    done = subprocess.run(
+        [sys.executable, "-c", WORK], env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    return found["sums"] | {"torch's own": found["torch"]}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    monkeypatch.chdir(tmp_path)
+
+    def write(portable: bool) -> None:
+        text = (ROOT / "params.yaml").read_text()
+        Path("params.yaml").write_text(text.replace("portable: false", f"portable: {str(portable).lower()}"))
+
+    write(False)
+    return write
+
+
+needs_avx2 = pytest.mark.skipif(not CPUINFO.exists() or "avx2" not in CPUINFO.read_text(), reason="no AVX2 here")
+
+
+@needs_avx2
+def test_other_processors_would_differ_and_portable_makes_them_agree(here: Callable[[bool], None]) -> None:
+    usual = sums({})
+    differ = {part for other in OTHERS for part, found in sums(other).items() if found != usual[part]}
+    # Or what follows would show nothing. The rest differs by make: MKL hears of other instructions from Intel's alone.
+    assert differ >= {"torch's own", "numpy product"}
+    here(True)
+    pinned = sums({})
+    assert pinned.items() >= (PINNED | {"torch's own": "AVX2"}).items()
+    assert [sums(other) for other in OTHERS] == [pinned] * len(OTHERS)
+
+
+def test_what_is_not_portable_is_left_alone(here: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    before = dict(os.environ)
+    pin()
+    assert dict(os.environ) == before
+
+
+def test_a_processor_without_the_paths_is_told_so(
+    here: Callable[[bool], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here(True)
+    (tmp_path / "cpuinfo").write_text("flags : fpu sse2 avx\n")
+    for cpuinfo in (tmp_path / "cpuinfo", tmp_path / "none"):
+        monkeypatch.setattr(portable, "CPUINFO", cpuinfo)
+        with pytest.raises(UserError, match="portable needs Linux on an x86-64 processor with AVX2"):
+            pin()
+
+
+def test_a_mistake_in_params_is_one_line(here: Callable[[bool], None]) -> None:
+    Path("params.yaml").write_text("portable: maybe\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.stages.train.stage"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: params.yaml")
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,276 @@
+"""Kinds are read off the columns, and any table is checked against them."""
+
+import datetime
+import decimal
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline.core.errors import UserError
+from pipeline.core.settings import Data
+from pipeline.stages.prepare import inference
+from pipeline.tables import validation
+from tests.support.schemas import N, learn, learn_one, objects
+
+DAYS = pd.date_range("2019-12-20", periods=N)
+MISSING_ONE = np.arange(N) != 3
+
+
+def refusal(call, *arguments) -> str:
+    with pytest.raises(UserError) as caught:
+        call(*arguments)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1, message
+    assert "np." not in message, message
+    return message
+
+
+# ------------------------------------------------------------------------------------------------------------ kinds
+
+
+numeric = {
+    "float": np.linspace(-1, 1, N),
+    "float of two values": np.repeat([0.5, 1.5], N // 2),
+    "int": np.arange(N),
+    "int of eleven values": np.arange(N) % 11,
+    "uint64": np.arange(N, dtype=np.uint64) + 2**63,
+    "Int64 with missing": pd.Series([*range(N - 1), None], dtype="Int64"),
+    "Float64 with missing": pd.Series([*np.linspace(0, 1, N - 1), None], dtype="Float64"),
+    "Decimal": pd.Series([decimal.Decimal(i) / 4 for i in range(N)], dtype=object),
+    "Decimal with missing": pd.Series([None, *(decimal.Decimal(i) / 4 for i in range(N - 1))], dtype=object),
+    "timedelta": pd.to_timedelta(np.arange(N), unit="h"),
+    "timedelta with missing": pd.Series(pd.to_timedelta(np.arange(N), unit="h")).where(MISSING_ONE),
+    "categories of numbers": pd.Categorical(np.arange(N) * 1.5),
+    "categories of whole numbers with missing": pd.Categorical([*range(N - 1), None]),
+    "numbers and words": [str(i) for i in range(N - 2)] + ["unknown", "-"],
+}
+categorical = {
+    "bool": np.arange(N) % 2 == 0,
+    "bool with missing": objects(True, False, None),
+    "boolean with missing": pd.Series(objects(True, False, None), dtype="boolean"),
+    "categories of bool with missing": pd.Categorical(objects(True, False, None)),
+    "text": objects(*"abcd").astype("str"),
+    "text with missing": objects(*"abc", None),
+    "one text and missing": objects("a", None),
+    "int of ten values": np.arange(N) % 10,
+    "int of four values with missing": pd.Series(np.arange(N) % 4).where(MISSING_ONE),
+    "Int64 of two values with missing": pd.Series(objects(1, 2, None), dtype="Int64"),
+    "mixed objects": objects(1, "a", 2.5),
+    "category": pd.Categorical(list("abcd") * 25),
+    "category with missing": pd.Categorical(objects("a", "b", None)),
+    "category of whole numbers with missing": pd.Categorical(objects(1, 2, None, 3)),
+    "digits as text": objects("1", "2").astype("str"),
+    "no dates": objects("2020-13-01", "2020-01-01").astype("str"),
+    "beyond 24 hours": [f"{i % 60:02}:{i % 60:02}" for i in range(N)],
+}
+drop = {
+    "one value": ["a"] * N,
+    "one number": [1.5] * N,
+    "one date": [DAYS[0]] * N,
+    "all None": [None] * N,
+    "all NaN": [np.nan] * N,
+    "all NaT": pd.Series([pd.NaT] * N),
+    "empty category": pd.Categorical([None] * N, categories=[]),
+    "ids": [f"id-{i}" for i in range(N)],
+    "lists": objects([1, 2], [3]),
+    "dicts": objects({"a": 1}, {}),
+    "bytes": objects(b"a", b"b"),
+    "arrays": objects(np.array([1]), np.array([2])),
+    "complex": np.arange(N) * 1j,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [pytest.param(kind, values, id=name) for kind, cases in
+     {"numeric": numeric, "categorical": categorical, "drop": drop}.items() for name, values in cases.items()],
+)  # fmt: skip
+def test_kind_is_inferred(kind, values):
+    column = learn_one(values)
+    assert column.kind == kind, column.reason
+    assert column.reason
+    if kind == "drop":
+        return
+    table = pd.DataFrame({"x": values})
+    checked = validation.check(table, learn(table), "t")["x"]
+    assert len(checked) == N
+    known = checked.dropna()
+    if kind == "numeric":
+        assert checked.dtype == np.float64
+        assert len(known) == N - pd.Series(values).isna().sum() - len(column.missing_texts)
+    else:
+        assert column.missing == pd.Series(values).isna().sum() == checked.isna().sum()
+        assert column.categories == tuple(sorted(set(known), key=lambda v: (-(known == v).sum(), v)))
+
+
+@pytest.mark.parametrize(
+    ("shown", "date_format", "parts"),
+    [
+        ("%Y-%m-%d", "ISO8601", ("date",)),
+        ("%Y-%m-%dT%H:%M:%S", "ISO8601", ("date", "time")),
+        ("%Y-%m-%d %H:%M:%S.%f", "ISO8601", ("date", "time")),
+        ("%Y-%m-%dT%H:%M:%SZ", "ISO8601", ("date", "time")),
+        ("%Y-%m-%d %H:%M:%S+02:00", "ISO8601", ("date", "time")),
+        ("%Y/%m/%d", "%Y/%m/%d", ("date",)),
+        ("%d.%m.%Y", "%d.%m.%Y", ("date",)),
+        ("%d.%m.%Y %H:%M", "%d.%m.%Y %H:%M", ("date", "time")),
+        ("%m/%d/%Y", "%m/%d/%Y", ("date",)),
+        ("%d/%m/%Y", "%d/%m/%Y", ("date",)),
+        ("%d/%m/%Y %H:%M:%S", "%d/%m/%Y %H:%M:%S", ("date", "time")),
+        ("%H:%M", "%H:%M", ("time",)),
+        ("%H:%M:%S", "%H:%M:%S", ("time",)),
+    ],
+)
+@pytest.mark.parametrize("missing", [False, True])
+def test_dates_and_times_in_text_are_read(shown, date_format, parts, missing):
+    moments = pd.date_range("2020-02-10 05:06:07", periods=N, freq="25h1min3s")
+    values = pd.Series(moments.strftime(shown)).where(~np.full(N, missing) | MISSING_ONE)
+    column = learn_one(values)
+    assert (column.kind, column.format, column.parts, column.missing) == ("datetime", date_format, parts, int(missing))
+    table = pd.DataFrame({"x": values})
+    checked = validation.check(table, learn(table), "t")["x"]
+    expected = pd.Series([
+        None if pd.isna(value) else datetime.datetime.strptime(value, shown.replace("+02:00", "%z").replace("Z", "%z"))
+        for value in values
+    ])  # fmt: skip
+    pd.testing.assert_series_equal(checked, pd.to_datetime(expected, utc=True), check_names=False, check_dtype=False)
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        (DAYS, ("date",)),
+        (DAYS + pd.Timedelta("90min"), ("date", "time")),
+        (DAYS.to_series().where(MISSING_ONE), ("date",)),
+        (DAYS.tz_localize("Asia/Tokyo"), ("date",)),
+        (pd.Categorical(DAYS), ("date",)),
+        (pd.Series(DAYS.date, dtype=object), ("date",)),
+        (pd.Series(DAYS.time, dtype=object).where(DAYS.day > 9, datetime.time(9, 30)), ("time",)),
+        (pd.Series(np.array(["0001-01-01", "9999-12-31"] * 50, dtype="datetime64[s]")), ("date",)),
+    ],
+)
+def test_date_types_of_parquet_are_dates(values, parts):
+    column = learn_one(values)
+    assert (column.kind, column.parts) == ("datetime", parts)
+
+
+def test_words_among_numbers_are_missing_values():
+    table = pd.DataFrame({"x": ["unknown", *map(str, range(N - 2)), "n/a?"]})
+    learned = learn(table)
+    assert learned.columns[0].missing_texts == ("n/a?", "unknown")
+    assert learned.columns[0].missing == 2
+    checked = validation.check(table, learned, "t")["x"]
+    np.testing.assert_array_equal(checked, [np.nan, *range(N - 2), np.nan])
+
+
+def test_a_word_that_training_rows_lack_is_still_no_number_there():
+    table = pd.DataFrame({"x": [*map(str, range(N - 1)), "unknown"]})
+    learned = learn(table, np.arange(N // 2))
+    assert (learned.columns[0].kind, learned.columns[0].missing) == ("numeric", 0)
+    assert np.isnan(validation.check(table, learned, "t")["x"].iloc[-1])
+
+
+def test_categories_are_those_of_training_rows_the_most_frequent_first():
+    values = ["b"] * 3 + ["a"] * 3 + ["c"] * 5 + ["d"] + ["later"] * 50
+    table, train = pd.DataFrame({"x": values}), np.arange(12)
+    assert learn(table, train).columns[0].categories == ("c", "a", "b", "d")
+    assert learn(table, train, min_count=2).columns[0].categories == ("c", "a", "b")
+    assert learn(table, train, max_categories=2).columns[0].categories == ("c", "a")
+    assert learn(table, train, max_categories=2).cardinalities == (4,)
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted", "said"),
+    [
+        (np.linspace(0, 1, N), "categorical", "data.kinds"),
+        (np.arange(N) % 3, "numeric", "data.kinds"),
+        ([f"id-{i}" for i in range(N)], "categorical", "data.kinds"),
+        ([str(i) for i in range(N)], "numeric", "data.kinds"),
+        (objects(True, False, None), "numeric", "data.kinds"),
+        (DAYS, "categorical", "data.kinds"),
+        (pd.to_timedelta(np.arange(N) % 3, unit="h"), "categorical", "data.kinds"),
+        (DAYS, "drop", "data.kinds"),
+        ([1.0] * N, "numeric", "data.kinds"),
+    ],
+)
+def test_kinds_override_what_is_inferred(values, wanted, said):
+    column = learn_one(values, kinds={"x": wanted})
+    assert column.kind == wanted
+    assert said in column.reason
+    table = pd.DataFrame({"x": values})
+    assert len(validation.check(table, learn(table, kinds={"x": wanted}), "t")) == N
+
+
+def test_dropped_columns_and_the_group_of_the_split_are_no_features():
+    table = pd.DataFrame({"a": np.arange(N), "b": np.arange(N), "c": np.arange(N), "y": np.arange(N) % 2})
+    learned = learn(table, drop=("a",), split={"by": "group:b"})
+    assert [(c.name, c.kind) for c in learned.columns] == [("a", "drop"), ("b", "drop"), ("c", "numeric")]
+    assert [c.name for c in learned.features] == ["c"]
+
+
+# ------------------------------------------------------------------------------------------------------------ check
+
+
+@pytest.fixture
+def known():
+    table = pd.DataFrame({
+        "length": np.linspace(0, 1, N), "colour": objects(*"rgb"), "day": DAYS.strftime("%d.%m.%Y"),
+        "when": DAYS, "id": [f"id-{i}" for i in range(N)],
+    })  # fmt: skip
+    return table, learn(table)
+
+
+# ----------------------------------------------------------------------------------------------------------- target
+
+
+@pytest.mark.parametrize(
+    ("values", "task", "said"),
+    [
+        ([None, None], "binary", "no value"),
+        ([np.nan, np.nan], "regression", "no value"),
+        (["a", "a"], "binary", "one class, 'a'"),
+        (["a", "a"], "multiclass", "one class, 'a'"),
+        ([7, 7], "multiclass", "one class"),
+        ([1.5, 1.5], "regression", "1.5 in every row"),
+        (list("abc") * 4, "binary", "3 classes"),
+        (["a", "b"] * 4, "regression", "binary or multiclass?"),
+        ([True, False] * 4, "regression", "binary or multiclass?"),
+        (np.linspace(0, 1, N), "multiclass", "regression?"),
+        ([f"id-{i}" for i in range(N)], "multiclass", "is it an id?"),
+        ([1.0, np.inf, 2.0], "regression", "infinite in row 2"),
+        ([1e300, -1e300, 3.0], "regression", "scale"),
+        ([0.0, 1e-200], "regression", "scale"),
+        ([1.0, 2.0, -np.inf] * 4, "multiclass", "infinite in row 3"),
+        (pd.to_datetime(["2020-01-01", "2020-01-02"] * 4), "regression", "binary or multiclass?"),
+        (pd.Series([[1], [2]] * 4, dtype=object), "binary", "list"),
+    ],
+)
+def test_target_at_odds_with_the_task_is_refused(values, task, said):
+    message = refusal(inference.learn_target, pd.Series(values, name="y").dropna(), task)
+    assert said in message
+    assert "'y'" in message
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"target": "yy"}, "data.target"),
+        ({"drop": ("yy",)}, "data.drop"),
+        ({"kinds": {"yy": "drop"}}, "data.kinds"),
+        ({"split": {"by": "time:yy"}}, "data.split.by"),
+        ({"split": {"by": "group:yy"}}, "data.split.by"),
+    ],
+)
+def test_named_column_that_the_table_lacks_is_told_with_the_nearest(data, said):
+    settings = Data(**{"source": "s", "target": "y_", "task": "binary", **data})
+    message = refusal(inference.check_names, pd.DataFrame({"y_": [1], "a": [2]}), settings)
+    assert said in message
+    assert "'yy'" in message
+    assert "'y_'" in message
+
+
+@pytest.mark.parametrize("by", ["time:y", "group:y"])
+def test_target_cannot_be_what_rows_are_split_by(by):
+    settings = Data(source="s", target="y", task="binary", split={"by": by})
+    assert by in refusal(inference.check_names, pd.DataFrame({"y": [1]}), settings)

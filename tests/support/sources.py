@@ -1,0 +1,31 @@
+"""A small table as sources hold it, and how a test reads one."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline.core.errors import UserError
+from pipeline.core.settings import Csv
+from pipeline.sources import readers
+
+TABLE = pd.DataFrame({"id": [1, 2, 3], "word": ["x", "é y", "z"], "size": [1.5, np.nan, -2.25]})
+
+
+def text(separator: str = ",") -> str:
+    return TABLE.to_csv(index=False, sep=separator)
+
+
+def read(name: str, **options: str) -> pd.DataFrame:
+    return readers.read(name, Csv(**options))
+
+
+def refusal(name: str, **options: str) -> str:
+    with pytest.raises(UserError) as caught:
+        read(name, **options)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1, message
+    return message
+
+
+def same(table: pd.DataFrame) -> None:
+    pd.testing.assert_frame_equal(table, TABLE)
