@@ -2,6 +2,7 @@
 
 import ast
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
 
@@ -33,7 +34,7 @@ def stages() -> dict[str, set[str]]:
                 for key in ("deps", "outs")
             )
             needs[instance] = set(deps)
-            makes |= {path: instance for path in outs}
+            makes |= dict.fromkeys(outs, instance)
     return {
         stage: {other for other, deps in needs.items() if any(makes.get(path) == stage for path in deps)}
         for stage in needs
@@ -72,7 +73,7 @@ def _outs() -> dict[str, str]:
     return outs
 
 
-def _dvc() -> dict[str, dict[str, list[object]]]:
+def _dvc() -> dict[str, dict[str, Any]]:
     loaded = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
     return dict(loaded["stages"])
 
