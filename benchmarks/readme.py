@@ -58,13 +58,14 @@ def summary(bench: dict[str, Any], quality: dict[str, Any]) -> Rows:
     """Speed and quality on a few lines."""
     yield "measured", OURS, "others"
     others = ", ".join(f"{row['against']} {row['ratio']:.1f}" for row in bench.get("epoch", [])[1:])
-    yield "time of one epoch of flights, one thread", "1", others or "not run"
+    yield "relative time of an epoch, flights, one thread", "1", others or "not run"
     for row in bench.get("search", [])[1:]:
-        yield f"time of a {row['what']}", "1", f"{row['against']} {row['ratio']:.0f}"
+        yield f"relative time of a {row['what']}", "1", f"{row['against']} {row['ratio']:.0f}"
     flights = {row["name"]: row for row in quality.get("flights", [])}
     if flights:
         ours, *rest = flights.values()
-        listed = ", ".join(f"{row['name']} {row['accuracy']:.3f}" for row in rest if "ours" not in row["name"])
+        named = {row["name"].replace(", ", " (") + ")" * (", " in row["name"]): row for row in rest}
+        listed = ", ".join(f"{name} {row['accuracy']:.3f}" for name, row in named.items() if "ours" not in name)
         yield "test accuracy on flights", f"{ours['accuracy']:.3f}", listed
     for row in quality.get("small", []):
         ours, *rest = ((name, statistics.mean(scores)) for name, scores in row["scores"].items())
