@@ -127,12 +127,7 @@ def test_predict_shows_an_address_without_its_secret(
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [
-        ["predict", "{}", "t.csv", "-o", "o.csv"],
-        ["predict", "model", "t.csv", "-o", "{}"],
-        ["adopt", "{}"],
-    ],
+    "arguments", [["predict", "{}", "t.csv", "-o", "o.csv"], ["predict", "model", "t.csv", "-o", "{}"], ["adopt", "{}"]]
 )
 def test_an_address_where_a_path_belongs_is_refused_and_not_repeated(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tally: Tally
@@ -148,8 +143,7 @@ def test_an_address_where_a_path_belongs_is_refused_and_not_repeated(
 
 
 def test_a_variable_in_an_address_is_read_where_it_is_used_alone(
-    server: tuple[str, dict[str, bytes]],
-    monkeypatch: pytest.MonkeyPatch,
+    server: tuple[str, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host, answers = server
     answers["/t.csv"] = b"a,b\n1,2\n"
@@ -171,9 +165,7 @@ def found_in(folder: Path) -> list[Path]:
 
 
 def test_no_secret_of_address_or_environment_is_written_anywhere(
-    server: tuple[str, dict[str, bytes]],
-    tmp_path: Path,
-    tally: Tally,
+    server: tuple[str, dict[str, bytes]], tmp_path: Path, tally: Tally
 ) -> None:
     host, answers = server
     answers["/t.csv"] = samples.mixed().to_csv(index=False).encode()

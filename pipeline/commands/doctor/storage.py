@@ -57,8 +57,7 @@ def outputs() -> Iterator[Finding]:
             differ = sorted(name for name in {*wanted, *found} - {""} if wanted.get(name) != found.get(name))
             said = f": {', '.join(differ[:3])}{', …' if differ[3:] else ''}" if len(wanted) > 1 else ""
             yield Finding(
-                f"{path} is not what dvc.lock says, changed by hand or stale (dvc status){said}",
-                rebuild(path, out),
+                f"{path} is not what dvc.lock says, changed by hand or stale (dvc status){said}", rebuild(path, out)
             )
     if missing:
         paths = " ".join(shlex.quote(path) for path in missing)
