@@ -14,13 +14,12 @@ from typing import Any
 def main() -> None:
     name, *untracked = sys.argv[1:]
     stage, _, item = name.partition("@")
-    sys.argv = [stage, *([item] if item else [])]
     start = time.perf_counter()
     module = importlib.import_module(f"pipeline.stages.{stage}.stage")
     # What stages import only when they use it belongs to imports too.
     importlib.import_module("pipeline.tracking.runs")
     imported = time.perf_counter()
-    from pipeline.tracking import delivery, runs
+    from pipeline.tracking import runs, writer
 
     spent, depth = 0.0, 0
 
@@ -51,7 +50,7 @@ def main() -> None:
 
     for owner, names in (
         (runs.Run, ("_append",)),
-        (delivery.Writer, ("close",)),
+        (writer.Writer, ("close",)),
         (runs, ("stage_entry", "origin", "_begin")),
     ):
         for name in names:
@@ -59,9 +58,9 @@ def main() -> None:
     if untracked:
         runs.Run.log_trial = lambda *arguments: None  # type: ignore[method-assign]
     searched = 0.0
-    for owner, part in ((module, "search"), (delivery.Writer, "close")) if stage == "search" else ():
+    for owner, part in ((module, "search"), (writer.Writer, "close")) if stage == "search" else ():
         setattr(owner, part, timed(getattr(owner, part)))
-    module.main()
+    module.main(*([item] if item else []))
     total = time.perf_counter() - imported
     print(json.dumps({"imports": imported - start, "tracking": spent, "compute": total - spent, "search": searched}))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.tracking import delivery
+from pipeline.tracking import store
 from tests.support.imports import ROOT
 from tests.support.params import write_params
 from tests.support.servers import serving
@@ -19,7 +19,7 @@ from tests.support.servers import serving
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty MLflow database, made once: making one takes seconds."""
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    delivery.make_database(path)
+    store.make_database(path)
     return path
 
 

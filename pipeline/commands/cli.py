@@ -77,7 +77,7 @@ def verify(stage: str | None) -> None:
 
 def doctor() -> None:
     """A line a check, and below it what is wrong and the remedy; ends with status 1 if anything is."""
-    from pipeline.commands.doctor import examine
+    from pipeline.commands.doctor.checks import examine
 
     green, red, plain = ("\033[32m", "\033[31m", "\033[0m") if _coloured() else ("", "", "")
     n_wrong = 0

@@ -123,6 +123,7 @@ def adopt(patch: Mapping[str, Any], path: Path = PATH) -> dict[str, tuple[Any, A
     leaves = flatten(patch)
     replaced(load(path), leaves)  # refuses what would not load
     yaml = YAML()
+    _Representer.add_representer(type(None), lambda to, _: to.represent_scalar("tag:yaml.org,2002:null", "null"))
     yaml.Representer = _Representer
     yaml.preserve_quotes = True
     yaml.width = 4096
@@ -133,12 +134,7 @@ def adopt(patch: Mapping[str, Any], path: Path = PATH) -> dict[str, tuple[Any, A
 
 
 class _Representer(RoundTripRepresenter):
-    """Writes null as a word: an empty place is easily taken for a forgotten value."""
-
-
-_Representer.add_representer(
-    type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
-)
+    """Writes null as a word: an empty value is easily taken for a forgotten one."""
 
 
 def dump_yaml(values: Any, yaml: YAML | None = None) -> str:

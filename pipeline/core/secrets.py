@@ -8,13 +8,25 @@ _PASSWORD = r"[^\s'\"?#/@:\[]*:(?!\d*(?:[/?#]|$))"
 _USER = rf"(?:[^\s'\"?#/]*@|{_PASSWORD}[^\s'\"?#]*@|{_PASSWORD}[^\s'\"]*@)"
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
-# What in a query opens a door; a public one, such as ?raw=true or ?format=csv&gid=0, passes. Short words stand alone in the
-# name: ?passenger=1 is public.
-_OPENS_A_DOOR = re.compile(
-    r"token|key|secret|passw|passphrase|pwd|sig|credential|auth|session|^(code|sas)$"
-    r"|(?<![a-z])(pass|pw|jwt|bearer|access|hmac|t?otp)(?![a-z])",
-    re.IGNORECASE,
-)
+# Keys of a query whose values are no secret. Any other value has to be a variable.
+PUBLIC_KEYS = {
+    "raw",
+    "format",
+    "gid",
+    "dl",
+    "download",
+    "export",
+    "output",
+    "version",
+    "versionid",
+    "ref",
+    "sheet",
+    "limit",
+    "offset",
+    "page",
+    "sslmode",
+    "uri",
+}
 
 
 def without_secret(text: str) -> str:
@@ -27,8 +39,12 @@ def with_variables(url: str, environment: Mapping[str, str]) -> str:
     return _VARIABLE.sub(lambda found: environment[found[1]], url)
 
 
-def holds_secret(text: str) -> bool:
-    text = re.sub(r"[\s'\"]", "_", text)  # which end a URL in a text, but not in a value
+def secret_in(address: str) -> str | None:
+    """The part of an address that may be a secret and is not written as `${NAME}`; None if there is none.
+
+    That is a password, a user in front of an http host, or a value in the query whose key is not in `PUBLIC_KEYS`.
+    """
+    text = re.sub(r"[\s'\"]", "_", address)  # which end a URL in a text, but not in a value
     for url in re.split(r"::(?=[\w+.-]+://)", text):  # fsspec chains, such as simplecache::https://…
         scheme, found, rest = url.partition("://")
         if not found:
@@ -36,9 +52,9 @@ def holds_secret(text: str) -> bool:
         user_info = re.match(_USER, _VARIABLE.sub("", rest))
         user, _, password = user_info[0].removesuffix("@").partition(":") if user_info else ("", "", "")
         if password or (user and scheme.lower() in ("http", "https")):
-            return True
+            return "its user or password"
         for field in re.split("[?#&;]", rest)[1:]:
-            name, _, value = field.partition("=")
-            if value and _OPENS_A_DOOR.search(name) and not _VARIABLE.fullmatch(value):
-                return True
-    return False
+            key, _, value = field.partition("=")
+            if field and key.lower() not in PUBLIC_KEYS and not _VARIABLE.fullmatch(value or key):
+                return "a value in its query"
+    return None

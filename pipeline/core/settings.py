@@ -9,7 +9,7 @@ from urllib.parse import unquote
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
-from pipeline.core.secrets import holds_secret
+from pipeline.core.secrets import secret_in
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -25,17 +25,18 @@ Scalar = bool | int | float | str
 
 
 def _source_without_secret(url: str) -> str:
-    if holds_secret(url):
+    if part := secret_in(url):
         raise ValueError(
-            "holds a secret, which dvc.lock would keep: name a variable of the environment, as in ${TOKEN}"
+            f"{part} may be a secret, and dvc.lock would keep it: write a variable such as ${{TOKEN}} instead"
         )
     return url
 
 
 def _server_without_secret(url: str) -> str:
-    if holds_secret(url):
+    if part := secret_in(url):
         raise ValueError(
-            "holds a secret, which dvc.lock would keep: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_URI"
+            f"{part} may be a secret, and dvc.lock would keep it: set MLFLOW_TRACKING_USERNAME and"
+            " MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_URI"
         )
     return url
 

@@ -190,16 +190,7 @@ def in_force(config: Config, watched: Mapping[str, Any]) -> dict[str, Any]:
 
 def _requirements() -> list[str]:
     """What the model needs where it is served, at the versions of this project."""
-    needed = (
-        "mlflow",
-        "torch",
-        "torchmetrics",
-        "pandas",
-        "pydantic",
-        "ruamel.yaml",
-        "safetensors",
-        "scikit-learn",
-    )
+    needed = ("mlflow", "torch", "torchmetrics", "pandas", "pydantic", "ruamel.yaml", "safetensors", "scikit-learn")
     pins = Path("constraints.txt").read_text(encoding="utf-8").split()
     return [pin for pin in pins if pin.partition("==")[0].lower() in needed]
 

@@ -300,13 +300,7 @@ def test_what_the_cache_does_not_have_whole_is_moved_aside_and_never_removed(bui
 
     listing, file = objects()
     for n, harm in enumerate(
-        [
-            lambda: written(file, b"{]\n"),
-            file.unlink,
-            lambda: written(listing, b"[]"),
-            listing.unlink,
-        ],
-        start=1,
+        [lambda: written(file, b"{]\n"), file.unlink, lambda: written(listing, b"[]"), listing.unlink], start=1
     ):
         harm()
         wanted = aside.format("" if n == 1 else f".{n}")

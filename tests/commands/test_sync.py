@@ -16,7 +16,7 @@ from pipeline.commands import objects
 from pipeline.commands.sync import sync
 from pipeline.core import config
 from pipeline.core.errors import UserError
-from pipeline.tracking import delivery, identity
+from pipeline.tracking import delivery, identity, store, writer
 from pipeline.tracking import journal as spools
 from pipeline.tracking.runs import files_of
 from tests.support.chain import lock, run_chain
@@ -69,7 +69,7 @@ def test_a_database_that_is_gone_comes_back_from_what_dvc_has(
     assert "restored: 10 runs" in capsys.readouterr().out
     after = runs()
     assert set(after) == set(before)
-    client = MlflowClient(delivery.tracking_uri(config.load().tracking))
+    client = MlflowClient(store.tracking_uri(config.load().tracking))
     for name, was in before.items():
         found = after[name]
         assert found.info.status == "FINISHED"
@@ -277,23 +277,23 @@ def test_two_clones_that_rebuild_the_same_end_with_one_run_and_each_point_once(
     before = set(runs())
     forget(folder, database)
 
-    def twice(writer: delivery.Writer, client: MlflowClient) -> None:
+    def twice(writer: writer.Writer, client: MlflowClient) -> None:
         """Each spool by two, of which none finds a run yet."""
         for spool in spools.waiting(writer._root):
             shutil.copytree(spool.folder, folder / "clone" / spool.folder.name)
             both = spool, spools.Spool(folder / "clone" / spool.folder.name)
-            errors = send_at_once([delivery.Delivery(client, one, delivery.Progress()) for one in both])
+            errors = send_at_once([delivery.Delivery(client, one, writer.Progress()) for one in both])
             for error in errors:  # what both wrote at the same moment
                 assert delivery._passes(error), error
             for one in both if errors else ():
-                delivery.Delivery(client, one, delivery.Progress()).send()
+                delivery.Delivery(client, one, writer.Progress()).send()
             spool.remove()
             spool.lock.release()
 
-    monkeypatch.setattr(delivery.Writer, "_replay", twice)
+    monkeypatch.setattr(writer.Writer, "_replay", twice)
     sync()
     after = runs()
-    client = MlflowClient(delivery.tracking_uri(config.load().tracking))
+    client = MlflowClient(store.tracking_uri(config.load().tracking))
     assert set(after) == before
     assert {run.info.status for run in after.values()} == {"FINISHED"}
     for run in after.values():

@@ -14,11 +14,11 @@ from pipeline.core.errors import UserError
 from pipeline.core.portable import CPUINFO, pin
 from tests.support.imports import ROOT
 
-# As `python -m pipeline.stages.train.stage` begins: the package, before torch and NumPy.
+# As `python -m pipeline.stages train` begins: what launches a stage, before torch and NumPy.
 WORK = """
 import sys
-sys.argv[0] = "-m"
-import pipeline.stages
+from pipeline.runtime import launch
+launch.portable.pin()
 assert not {"torch", "numpy"} & set(sys.modules)
 import hashlib, json, os, warnings
 warnings.simplefilter("error")
@@ -108,7 +108,7 @@ def test_a_processor_without_the_paths_is_told_so(
 def test_a_mistake_in_params_is_one_line(here: Callable[[bool], None]) -> None:
     Path("params.yaml").write_text("portable: maybe\n")
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.stages.train.stage"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "pipeline.stages", "train"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
     assert done.stderr.startswith("error: params.yaml")

@@ -6,9 +6,7 @@ from sklearn import metrics as reference
 from pipeline.evaluation import metrics
 from pipeline.networks import losses
 from pipeline.networks.device import generator
-from tests.support.outputs import judged, task_of
-
-N = 200
+from tests.support.outputs import N, judged, task_of
 
 
 @pytest.mark.parametrize(("n_classes", "absent"), [(2, ()), (3, ()), (5, (1,)), (4, (0, 3))])

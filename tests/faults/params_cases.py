@@ -18,6 +18,7 @@ from pipeline.networks.bundle import Bundle
 from pipeline.stages.finetune import adapt
 from pipeline.stages.train import overfit
 from pipeline.training import loop
+from pipeline.training.fitted import calibrated
 from tests.support import samples
 from tests.support.imports import ROOT
 
@@ -199,7 +200,7 @@ def trained(settings: Config) -> None:
     networks = tuple(member.fitted for member in members)
     bundle = Bundle(networks, settings.model, sample.schema, sample.target, sample.preprocessor, {})
     if settings.train.calibration:
-        bundle = bundle.calibrated(sample.val)
+        bundle = calibrated(bundle, sample.val)
     assert len(bundle.predict(flights())) == len(flights())
     tuned = adapt.members(bundle, sample.target, settings, torch.device("cpu"))
     loop.fit(tuned, rows, sample.val, sample.target, on_epoch=lambda row: True)

@@ -1,6 +1,5 @@
 """Stages as processes of their own, to be killed: forks of this one, which has imported all they need."""
 
-import importlib
 import multiprocessing
 import os
 import shutil
@@ -10,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.runtime import console
+from pipeline.runtime import launch
 from pipeline.training import checkpoints
 
 OUTPUT = {
@@ -34,9 +33,7 @@ def started(stage: str, before: Callable[[], object] = lambda: None) -> multipro
         sys.stdout = sys.stderr = Path("log.txt").open("a", buffering=1)  # noqa: SIM115
         checkpoints.SECONDS, checkpoints.SHARE = 0.0, 1e9  # at the end of each epoch, since these are short
         before()
-        name, _, item = stage.partition("@")
-        sys.argv = ["stage", item]
-        console.run(importlib.import_module(f"pipeline.stages.{name}.stage").main, stage)
+        launch.main([stage])
 
     process = FORK.Process(target=work)
     process.start()

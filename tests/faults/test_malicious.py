@@ -26,7 +26,7 @@ from pipeline.core.settings import Csv
 from pipeline.networks.bundle import DESCRIPTION, HISTORY, WEIGHTS, load_bundle, save_bundle
 from pipeline.sources import readers
 from pipeline.tables.prepared import load_prepared, load_rows, load_split
-from pipeline.tracking import delivery
+from pipeline.tracking import store
 from tests.support import clones, samples
 from tests.support.bundles import sign
 from tests.support.chain import run, run_chain
@@ -206,7 +206,7 @@ def test_the_mlflow_model_is_code_and_files_and_its_bundle_is_checked(
     run_chain("fetch", "prepare", "train")
     from pipeline.core import config
 
-    uri = delivery.tracking_uri(config.load().tracking)
+    uri = store.tracking_uri(config.load().tracking)
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("nycflights")
     assert experiment is not None

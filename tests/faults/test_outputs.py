@@ -37,7 +37,7 @@ def trained(before: Callable[[], object]) -> tuple[int | None, list[str], dict[s
             sys.stdout = sys.stderr = log
             before()
             try:
-                console.run(train_stage.main, "train")
+                console.run(train_stage.main)
             finally:
                 shutil.rmtree("after", ignore_errors=True)
                 shutil.copytree(OUTPUT, "after")

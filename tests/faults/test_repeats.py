@@ -18,13 +18,13 @@ from tests.support.tally import Tally
 
 # The stages one after the other, in a process of their own: its arguments are a umask, and whether one core must do.
 CHAIN = """
-import os, runpy, sys
+import os, sys
 os.umask(int(sys.argv[1], 8))
 if sys.argv[2] == "one":
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-for stage in ("fetch", "prepare", "train", "finetune", "search", "evaluate train", "evaluate search"):
-    sys.argv = stage.split()
-    runpy.run_module(f"pipeline.stages.{sys.argv[0]}.stage", run_name="__main__")
+from pipeline.runtime import launch
+for stage in ("fetch", "prepare", "train", "finetune", "search", "evaluate@train", "evaluate@search"):
+    launch.main([stage])
 """
 PARAMS = {
     "data.source": "t.csv",

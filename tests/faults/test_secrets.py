@@ -46,21 +46,25 @@ WITH_SECRET = [
     "https://user:pa#{}@host/t.csv",
     "https://user:pa/?#{}@host/t.csv?x=1",
     "https://user:a::{}@host/t.csv",
+    "https://host/t.csv?{}",
+    "https://host/t.csv?{}=1",
+    "https://host/t.csv#{}",
+    "https://host/t?resource_id={}",
+    "https://host/t.csv?raw=true&mail={}@b",
 ]
 IN_NO_TEXT = ["https://user:a {}@host/t.csv", "https://user:a'{}@host/t.csv"]  # where a blank or a quote ends a URL
 PUBLIC = [
     "https://host/t.csv?raw=true",
     "https://host/t?format=csv&gid=0#gid=0",
-    "https://host/t?resource_id=8f14e45f-ceea-467f-a8d4-9d1b3f2c6a10",
     "https://host:8080/a@b.csv",
     "abfs://container@account.dfs.core.windows.net/t.csv",
     "s3://bucket/a@b.csv",
     "https://host/t.csv?token=${TOKEN}",
     "https://${USER}:${TOKEN}@host/t.csv",
-    "https://host/t.csv?passenger=1&accessible=true&raw=true&page=2&compass=n&bypass=1&desktop=1",
-    "https://host:8080?mail=a@b",
-    "https://host/t.csv?mail=a@b",
-    "http://[::1]:5000/t.csv?mail=a@b",
+    "https://host/t.csv?Raw=true&page=2&dl=1&version=a@b&ref=main",
+    "https://host:8080?ref=a@b",
+    "http://[::1]:5000/t.csv?raw",
+    "https://host/t.csv?${QUERY}&mail=${MAIL}",
     "sqlite:///mlflow2.db",
     "http://127.0.0.1:5000",
 ]
@@ -73,7 +77,7 @@ def test_an_address_with_a_secret_is_refused_and_not_repeated(
     for address in (pattern.format(SECRET) for pattern in WITH_SECRET + IN_NO_TEXT):
         with tally.trial("secret in an address of params.yaml"):
             folder = project({name: {"source": address} if name == "data.transfer" else address})
-            with pytest.raises(UserError, match="holds a secret") as caught:
+            with pytest.raises(UserError, match="may be a secret") as caught:
                 config.load(folder / "params.yaml")
             assert SECRET not in str(caught.value)
             assert "MLFLOW_TRACKING_PASSWORD" in str(caught.value) or "${TOKEN}" in str(caught.value)
@@ -123,12 +127,7 @@ def test_predict_shows_an_address_without_its_secret(
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [
-        ["predict", "{}", "t.csv", "-o", "o.csv"],
-        ["predict", "model", "t.csv", "-o", "{}"],
-        ["adopt", "{}"],
-    ],
+    "arguments", [["predict", "{}", "t.csv", "-o", "o.csv"], ["predict", "model", "t.csv", "-o", "{}"], ["adopt", "{}"]]
 )
 def test_an_address_where_a_path_belongs_is_refused_and_not_repeated(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tally: Tally
@@ -144,8 +143,7 @@ def test_an_address_where_a_path_belongs_is_refused_and_not_repeated(
 
 
 def test_a_variable_in_an_address_is_read_where_it_is_used_alone(
-    server: tuple[str, dict[str, bytes]],
-    monkeypatch: pytest.MonkeyPatch,
+    server: tuple[str, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host, answers = server
     answers["/t.csv"] = b"a,b\n1,2\n"
@@ -167,9 +165,7 @@ def found_in(folder: Path) -> list[Path]:
 
 
 def test_no_secret_of_address_or_environment_is_written_anywhere(
-    server: tuple[str, dict[str, bytes]],
-    tmp_path: Path,
-    tally: Tally,
+    server: tuple[str, dict[str, bytes]], tmp_path: Path, tally: Tally
 ) -> None:
     host, answers = server
     answers["/t.csv"] = samples.mixed().to_csv(index=False).encode()
@@ -197,7 +193,8 @@ def test_no_secret_of_address_or_environment_is_written_anywhere(
         done = call(
             "python",
             "-m",
-            "pipeline.stages.prepare.stage",
+            "pipeline.stages",
+            "prepare",
             MLFLOW_TRACKING_URI=f"http://user:{SECRET}@127.0.0.1:9",
             MLFLOW_HTTP_REQUEST_MAX_RETRIES="0",
         )
@@ -211,6 +208,6 @@ def test_no_secret_of_address_or_environment_is_written_anywhere(
         )
         done = call("dvc", "repro", "fetch")
         assert done.returncode != 0
-        assert "holds a secret" in done.stderr
+        assert "may be a secret" in done.stderr
         assert SECRET not in done.stdout + done.stderr
         assert found_in(folder) == [folder / "params.yaml"]

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.tracking import delivery
+from pipeline.tracking import store
 from pipeline.tracking.journal import Spool
 from tests.support.chain import lock, run_chain
 from tests.support.runs import environment, forget, own, replay, runs
@@ -50,7 +50,7 @@ def main():
 console.run(main)
 """
 SYNC = "from pipeline.commands.sync import sync; print('running', flush=True); sync()"
-START = "import sys, time; from pipeline.tracking import delivery, runs; delivery.make_database(__import__('pathlib').Path(sys.argv[1]))"
+START = "import sys, time; from pipeline.tracking import runs, store; store.make_database(__import__('pathlib').Path(sys.argv[1]))"
 
 
 @contextmanager
@@ -418,5 +418,5 @@ def test_a_kill_while_the_database_is_made_leaves_nothing_broken(tmp_path: Path,
             time.sleep(rng.uniform(0, 1.0))
             process.kill()
             process.wait()
-            delivery.make_database(path)
+            store.make_database(path)
             assert MlflowClient(f"sqlite:///{path}").search_experiments()

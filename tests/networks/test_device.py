@@ -1,4 +1,4 @@
-"""Rows go to one split each, randomness is a function of its key, and splits come back from disk."""
+"""Randomness is a function of its key, and a missing GPU is named."""
 
 import pytest
 import torch
@@ -6,8 +6,6 @@ import torch
 from pipeline.core.errors import UserError
 from pipeline.networks import device
 from pipeline.networks.device import use
-
-# --------------------------------------------------------------------------------------------- randomness and disk
 
 
 def test_generator_is_a_function_of_its_key():
@@ -23,9 +21,6 @@ def test_generator_leaves_the_global_one_alone():
     before = torch.random.get_rng_state()
     torch.randperm(10, generator=device.generator(1, 2))
     assert torch.equal(torch.random.get_rng_state(), before)
-
-
-# ------------------------------------------------------------------------------------------------------ the outcome
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

@@ -6,9 +6,8 @@ from sklearn import metrics as reference
 from pipeline.evaluation import metrics
 from pipeline.networks import losses
 from pipeline.networks.device import generator
-from tests.support.outputs import judged, task_of
+from tests.support.outputs import N, judged, task_of
 
-N = 200
 PLAIN = pytest.mark.parametrize("smoothing", [0.0, 0.2])
 WEIGHTED = pytest.mark.parametrize("weighted", [False, True])
 

@@ -5,8 +5,6 @@ from torch import nn
 from pipeline.networks.device import generator
 from pipeline.networks.modules import CategoryEmbedding, PiecewiseLinear, TableLinear
 
-# ------------------------------------------------------------------------------------------------------------ layers
-
 
 def test_piecewise_linear_is_the_formula_of_the_paper():
     edges = (torch.tensor([0.0, 1.0, 3.0]), torch.tensor([-1.0, 1.0]))

@@ -7,19 +7,7 @@ from torch import nn
 from pipeline.networks.device import generator
 from pipeline.networks.stack import Stack, predict
 from tests.support import samples
-from tests.support.members import double
-
-SHAPES = pytest.mark.parametrize(
-    "model",
-    [
-        {"numeric": numeric, "categories": categories, "hidden": hidden}
-        for numeric in ("plain", "ple", "plr")
-        for categories in ("onehot", "embedding")
-        for hidden in ((), (7, 5))
-    ],
-    ids=lambda model: f"{model['numeric']}-{model['categories']}-{len(model['hidden'])}",
-)
-ACTIVATIONS = ("relu", "leaky_relu", "sigmoid", "tanh", "selu")
+from tests.support.members import ACTIVATIONS, SHAPES, double
 
 
 @SHAPES
@@ -122,9 +110,6 @@ def test_dropout_layers_of_one_width_drop_other_numbers():
 
 def test_a_stack_draws_no_words_where_nothing_is_dropped():
     assert Stack([nn.Sequential(nn.Linear(1, 2), nn.Dropout(0.0))]).dropout_words(5, [generator(0)]) is None
-
-
-# ------------------------------------------------------------------------------------------------------ the outcome
 
 
 @pytest.mark.parametrize("n", [0, 1, 20_000])

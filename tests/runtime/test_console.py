@@ -8,8 +8,6 @@ import torch
 from pipeline.core.errors import UserError
 from pipeline.runtime import console
 
-# ------------------------------------------------------------------------------------------------------- bad input
-
 
 @pytest.mark.parametrize(
     ("error", "status"), [(UserError("no\nsuch"), 1), (OSError(28, "No space left on device", "x"), 1)]

@@ -15,20 +15,21 @@ from pipeline.runtime import locks
 
 HOLD = """
 import time
-from pipeline.runtime import console
+from pipeline.runtime import console, locks
 
 def main():
-    print("running", flush=True)
-    time.sleep(60)
+    with locks.only_one("train"):
+        print("running", flush=True)
+        time.sleep(60)
 
-console.run(main, "train")
+console.run(main)
 """
 
 # A search whose one trial takes a minute, in two real workers.
 SEARCH = """
 import time, types
 import torch
-from pipeline.runtime import console
+from pipeline.runtime import console, locks
 from pipeline.stages.search import workers
 
 class Work:
@@ -39,10 +40,10 @@ class Work:
 
 def main():
     trial = types.SimpleNamespace(config=types.SimpleNamespace(model=types.SimpleNamespace(hidden=[1])))
-    with workers.workers(Work(), 2) as run:
+    with locks.only_one("search"), workers.workers(Work(), 2) as run:
         list(run([[trial]], 1))
 
-console.run(main, "search")
+console.run(main)
 """
 
 

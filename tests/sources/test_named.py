@@ -12,8 +12,6 @@ import sklearn.datasets
 
 from tests.support.sources import read, refusal
 
-# ------------------------------------------------------------------------------------------------------------ names
-
 
 @pytest.mark.parametrize("name", ["breast_cancer", "diabetes", "digits", "iris", "linnerud", "wine"])
 def test_each_bundled_set_is_scikit_learns(name):

@@ -18,7 +18,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.scores import task_metrics
 from pipeline.core.settings import Section
 from pipeline.networks.bundle import load_bundle
-from pipeline.tracking import delivery, identity, runs
+from pipeline.tracking import identity, runs, store
 from tests.support.chain import CHAIN, run, run_chain
 from tests.support.imports import ROOT
 from tests.support.params import write_params
@@ -135,7 +135,7 @@ def test_runs_hold_parameters_curves_metrics_and_origin(
     run_chain()
     from mlflow import MlflowClient
 
-    client = MlflowClient(delivery.tracking_uri(config.load().tracking))
+    client = MlflowClient(store.tracking_uri(config.load().tracking))
     experiment = client.get_experiment_by_name("nycflights")
     assert experiment is not None
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
@@ -163,7 +163,7 @@ def test_runs_hold_parameters_curves_metrics_and_origin(
 
     import mlflow
 
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", delivery.tracking_uri(config.load().tracking))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.tracking_uri(config.load().tracking))
     model = mlflow.pyfunc.load_model("models:/nycflights-arrival@champion")
     raw = pd.read_parquet("data/raw/table.parquet").head(7)
     expected = load_bundle(Path("models/champion")).predict(raw)
@@ -256,7 +256,7 @@ def test_a_diverged_run_is_marked_failed(project: Callable[..., Path]) -> None:
     bad(project, {"train.lr": 1e9, "train.overfit": None}, "fetch", "prepare", "train")
     from mlflow import MlflowClient
 
-    client = MlflowClient(delivery.tracking_uri(config.load().tracking))
+    client = MlflowClient(store.tracking_uri(config.load().tracking))
     runs = client.search_runs([client.get_experiment_by_name("nycflights").experiment_id], "tags.stage = 'train'")  # type: ignore[union-attr]
     assert [run.info.status for run in runs] == ["FAILED"]
 

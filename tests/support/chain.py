@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import sys
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -20,11 +19,7 @@ CHAIN = (
 
 def run(stage: str) -> None:
     name, _, item = stage.partition("@")
-    before, sys.argv = sys.argv, ["stage", item]
-    try:
-        importlib.import_module(f"pipeline.stages.{name}.stage").main()
-    finally:
-        sys.argv = before
+    importlib.import_module(f"pipeline.stages.{name}.stage").main(*([item] if item else []))
 
 
 def run_chain(*stages: str) -> None:

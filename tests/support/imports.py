@@ -23,6 +23,11 @@ def imports(path: Path) -> set[str]:
     return {name for name in found if name.startswith("pipeline.") and (ROOT / path_of(name)).is_file()}
 
 
+def room_of(path: Path) -> str:
+    """The room that a file of the package, relative to the project, is in; "" for one outside of all rooms."""
+    return path.parts[1] if len(path.parts) > 2 else ""
+
+
 def closure(path: Path) -> set[Path]:
     """The files that running `path` needs: itself, what it imports, what that imports, and so on."""
     seen, todo = set(), [path]
@@ -31,9 +36,4 @@ def closure(path: Path) -> set[Path]:
         if current not in seen:
             seen.add(current)
             todo += [path_of(name) for name in imports(current)]
-            todo += [package for package in (current.parent / "__init__.py",) if _holds_code(package)]
     return seen
-
-
-def _holds_code(path: Path) -> bool:
-    return any(not isinstance(node, ast.Expr) for node in ast.parse((ROOT / path).read_text()).body)

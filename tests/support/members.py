@@ -2,12 +2,25 @@
 
 import copy
 
+import pytest
 import torch
 
 from pipeline.tables.tensors import TabularData
 from pipeline.training.loop import Member
 from tests.support import samples
 from tests.support.samples import settings
+
+SHAPES = pytest.mark.parametrize(
+    "model",
+    [
+        {"numeric": numeric, "categories": categories, "hidden": hidden}
+        for numeric in ("plain", "ple", "plr")
+        for categories in ("onehot", "embedding")
+        for hidden in ((), (7, 5))
+    ],
+    ids=lambda model: f"{model['numeric']}-{model['categories']}-{len(model['hidden'])}",
+)
+ACTIVATIONS = ("relu", "leaky_relu", "sigmoid", "tanh", "selu")
 
 
 def double(data):

@@ -10,12 +10,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from pipeline.core import config
-from pipeline.tracking import delivery
+from pipeline.tracking import store
 from tests.support.imports import ROOT
 
 
 def all_runs() -> list[Run]:
-    client = MlflowClient(delivery.tracking_uri(config.load().tracking))
+    client = MlflowClient(store.tracking_uri(config.load().tracking))
     experiment = client.get_experiment_by_name("nycflights")
     return [] if experiment is None else list(client.search_runs([experiment.experiment_id]))
 
@@ -38,7 +38,7 @@ def environment(uri: str | None) -> dict[str, str]:
 
 
 def replay(folder: Path, uri: str | None = None) -> None:
-    code = "from pipeline.core import config; from pipeline.tracking import delivery; print(delivery.Writer(config.load().tracking, None).close(300.0))"
+    code = "from pipeline.core import config; from pipeline.tracking import store, writer; print(writer.Writer(config.load().tracking, None).close(300.0))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, env=environment(uri), capture_output=True, text=True, check=True
     )

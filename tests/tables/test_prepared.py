@@ -1,4 +1,4 @@
-"""Rows go to one split each, randomness is a function of its key, and splits come back from disk."""
+"""Splits come back from disk."""
 
 import numpy as np
 import pytest

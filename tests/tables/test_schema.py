@@ -1,6 +1,5 @@
-"""Kinds are read off the columns, and any table is checked against them."""
+"""Labels have codes, and a schema comes back from JSON."""
 
-import decimal
 import json
 
 import numpy as np
@@ -12,65 +11,7 @@ from hypothesis import strategies as st
 from pipeline.stages.prepare import inference
 from pipeline.tables import schema as schemas
 from pipeline.tables.schema import Target
-from tests.support.schemas import TARGET, N, learn, objects
-
-DAYS = pd.date_range("2019-12-20", periods=N)
-MISSING_ONE = np.arange(N) != 3
-
-
-# ------------------------------------------------------------------------------------------------------------ kinds
-
-
-numeric = {
-    "float": np.linspace(-1, 1, N),
-    "float of two values": np.repeat([0.5, 1.5], N // 2),
-    "int": np.arange(N),
-    "int of eleven values": np.arange(N) % 11,
-    "uint64": np.arange(N, dtype=np.uint64) + 2**63,
-    "Int64 with missing": pd.Series([*range(N - 1), None], dtype="Int64"),
-    "Float64 with missing": pd.Series([*np.linspace(0, 1, N - 1), None], dtype="Float64"),
-    "Decimal": pd.Series([decimal.Decimal(i) / 4 for i in range(N)], dtype=object),
-    "Decimal with missing": pd.Series([None, *(decimal.Decimal(i) / 4 for i in range(N - 1))], dtype=object),
-    "timedelta": pd.to_timedelta(np.arange(N), unit="h"),
-    "timedelta with missing": pd.Series(pd.to_timedelta(np.arange(N), unit="h")).where(MISSING_ONE),
-    "categories of numbers": pd.Categorical(np.arange(N) * 1.5),
-    "categories of whole numbers with missing": pd.Categorical([*range(N - 1), None]),
-    "numbers and words": [str(i) for i in range(N - 2)] + ["unknown", "-"],
-}
-categorical = {
-    "bool": np.arange(N) % 2 == 0,
-    "bool with missing": objects(True, False, None),
-    "boolean with missing": pd.Series(objects(True, False, None), dtype="boolean"),
-    "categories of bool with missing": pd.Categorical(objects(True, False, None)),
-    "text": objects(*"abcd").astype("str"),
-    "text with missing": objects(*"abc", None),
-    "one text and missing": objects("a", None),
-    "int of ten values": np.arange(N) % 10,
-    "int of four values with missing": pd.Series(np.arange(N) % 4).where(MISSING_ONE),
-    "Int64 of two values with missing": pd.Series(objects(1, 2, None), dtype="Int64"),
-    "mixed objects": objects(1, "a", 2.5),
-    "category": pd.Categorical(list("abcd") * 25),
-    "category with missing": pd.Categorical(objects("a", "b", None)),
-    "category of whole numbers with missing": pd.Categorical(objects(1, 2, None, 3)),
-    "digits as text": objects("1", "2").astype("str"),
-    "no dates": objects("2020-13-01", "2020-01-01").astype("str"),
-    "beyond 24 hours": [f"{i % 60:02}:{i % 60:02}" for i in range(N)],
-}
-drop = {
-    "one value": ["a"] * N,
-    "one number": [1.5] * N,
-    "one date": [DAYS[0]] * N,
-    "all None": [None] * N,
-    "all NaN": [np.nan] * N,
-    "all NaT": pd.Series([pd.NaT] * N),
-    "empty category": pd.Categorical([None] * N, categories=[]),
-    "ids": [f"id-{i}" for i in range(N)],
-    "lists": objects([1, 2], [3]),
-    "dicts": objects({"a": 1}, {}),
-    "bytes": objects(b"a", b"b"),
-    "arrays": objects(np.array([1]), np.array([2])),
-    "complex": np.arange(N) * 1j,
-}
+from tests.support.schemas import CATEGORICAL, DAYS, DROP, MISSING_ONE, NUMERIC, TARGET, N, learn, objects
 
 
 def test_widths_count_parts_of_dates_and_missing_indicators():
@@ -85,9 +26,6 @@ def test_widths_count_parts_of_dates_and_missing_indicators():
     # two numbers; the 5 numbers of a date; the 5 of a date and the 3 of a time; an indicator of m and of moment
     assert learned.d_num == 2 + 5 + 8 + 2
     assert learned.cardinalities == (5,)
-
-
-# ----------------------------------------------------------------------------------------------------------- target
 
 
 @pytest.mark.parametrize(
@@ -145,11 +83,8 @@ def test_regression_target_is_standardised_as_numpy_does():
     assert target.n_outputs == 1
 
 
-# ------------------------------------------------------------------------------------------------------------- JSON
-
-
 def test_schema_comes_back_from_json(tmp_path):
-    table = pd.DataFrame({name: pd.Series(values) for name, values in (numeric | categorical | drop).items()})
+    table = pd.DataFrame({name: pd.Series(values) for name, values in (NUMERIC | CATEGORICAL | DROP).items()})
     table["day é/😀"] = DAYS.strftime("%d.%m.%Y")
     learned = learn(table).model_copy(update={"rows": {"read": N}, "notes": ("a note",), "transfer_target": TARGET})
     path = tmp_path / "schema.json"

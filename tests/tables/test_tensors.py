@@ -1,5 +1,3 @@
-"""Rows go to one split each, randomness is a function of its key, and splits come back from disk."""
-
 import torch
 
 from pipeline.tables.tensors import TabularData

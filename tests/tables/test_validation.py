@@ -1,4 +1,4 @@
-"""Kinds are read off the columns, and any table is checked against them."""
+"""Any table is checked against the schema."""
 
 import decimal
 
@@ -8,9 +8,7 @@ import pytest
 
 from pipeline.core.errors import UserError
 from pipeline.tables import validation
-from tests.support.schemas import N, learn, objects
-
-DAYS = pd.date_range("2019-12-20", periods=N)
+from tests.support.schemas import DAYS, N, learn, objects
 
 
 def refusal(call, *arguments) -> str:

@@ -1,12 +1,10 @@
-"""Kinds are read off the columns, and any table is checked against them."""
+"""A value has one text, whatever the type of its column."""
 
 import pandas as pd
 import pytest
 
 from pipeline.tables.values import canonical
-from tests.support.schemas import N
-
-DAYS = pd.date_range("2019-12-20", periods=N)
+from tests.support.schemas import DAYS
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from mlflow.protos import databricks_pb2
 from pipeline.core import config
 from pipeline.core.errors import UserError
 from pipeline.core.settings import Tracking
-from pipeline.tracking import delivery, identity, runs
+from pipeline.tracking import delivery, identity, runs, store, writer
 from pipeline.tracking import journal as spools
 from pipeline.tracking.journal import SPOOLS
 from pipeline.tracking.runs import stage_run
@@ -33,7 +33,7 @@ IRIS = {"data.source": "sklearn:iris", "data.target": "target", "data.task": "mu
 
 
 def here() -> MlflowClient:
-    return MlflowClient(delivery.tracking_uri(config.load().tracking))
+    return MlflowClient(store.tracking_uri(config.load().tracking))
 
 
 def all_runs() -> list[Run]:
@@ -60,11 +60,11 @@ def test_the_variable_wins_over_the_parameter_and_the_parameter_over_the_project
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("DVC_ROOT", "/repo")
-    assert delivery.tracking_uri(Tracking()) == "sqlite:////repo/mlflow.db"
+    assert store.tracking_uri(Tracking()) == "sqlite:////repo/mlflow.db"
     named = Tracking(uri="http://127.0.0.1:9")
-    assert delivery.tracking_uri(named) == "http://127.0.0.1:9"
+    assert store.tracking_uri(named) == "http://127.0.0.1:9"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////other.db")
-    assert delivery.tracking_uri(named) == "sqlite:////other.db"
+    assert store.tracking_uri(named) == "sqlite:////other.db"
 
 
 def test_a_run_has_the_stage_its_key_and_its_parameters(
@@ -94,7 +94,7 @@ def test_more_than_a_call_takes_is_logged_in_several(project: Callable[..., Path
     found = only_run()
     assert found.data.params["p249"] == "249"
     assert len(found.data.params["long"]) == 6000
-    client = MlflowClient(delivery.tracking_uri(config.load().tracking))
+    client = MlflowClient(store.tracking_uri(config.load().tracking))
     assert len(client.get_metric_history(found.info.run_id, "train/loss")) == 1500
 
 
@@ -139,7 +139,7 @@ console.run(main)
 
 
 def _make(path: str) -> None:
-    delivery.make_database(Path(path))
+    store.make_database(Path(path))
 
 
 def test_several_processes_make_one_whole_database(tmp_path: Path) -> None:
@@ -227,9 +227,9 @@ def test_events_sent_again_make_no_doubles(project: Callable[..., Path], monkeyp
     before = {run.info.run_id: (run.data, curve(run)) for run in all_runs()}
     assert len(before) == 2
     for _ in range(2):
-        writer = delivery.Writer(config.load().tracking, None)
-        assert writer.close() is None
-        assert writer.n_replayed == 1
+        sender = writer.Writer(config.load().tracking, None)
+        assert sender.close() is None
+        assert sender.n_replayed == 1
     assert {run.info.run_id: curve(run) for run in all_runs()} == {run: points for run, (_, points) in before.items()}
     assert {run.info.status for run in all_runs()} == {"FINISHED"}
 
@@ -291,7 +291,7 @@ def test_a_model_and_its_version_are_made_once_whatever_is_sent_again(
     (folder / "bundle/model.json").write_text("what comes later")
     monkeypatch.setattr(MlflowClient, "log_model_artifacts", upload)
     for _ in range(2):
-        assert delivery.Writer(config.load().tracking, None).close() is None
+        assert writer.Writer(config.load().tracking, None).close() is None
     (model,) = here().search_logged_models([only_run().info.experiment_id])
     assert model.status == "READY"
     (version,) = here().search_model_versions("name = 'iris'")
@@ -324,7 +324,7 @@ def test_logging_waits_for_no_server_and_the_end_only_so_long(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project(IRIS)
-    monkeypatch.setattr(delivery, "PATIENCE", 0.5)
+    monkeypatch.setattr(writer, "PATIENCE", 0.5)
     monkeypatch.setattr(delivery, "Delivery", Slow(3))
     start = time.monotonic()
     with stage_run("fetch", config.load()) as run:
@@ -340,15 +340,15 @@ def test_a_server_that_gets_on_slowly_is_not_waited_for_longer(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], uri: str
 ) -> None:
     project(IRIS)
-    monkeypatch.setattr(delivery, "SERVER_SECONDS", 1.0)
+    monkeypatch.setattr(writer, "SERVER_SECONDS", 1.0)
     monkeypatch.setattr(delivery, "Delivery", Slow(0))
 
-    def in_steps(sender: delivery.Writer) -> None:
+    def in_steps(sender: writer.Writer) -> None:
         for _ in range(100):
             sender._progress.made()
             time.sleep(0.05)
 
-    monkeypatch.setattr(delivery.Writer, "_send", in_steps)
+    monkeypatch.setattr(writer.Writer, "_send", in_steps)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with stage_run("fetch", config.load()):
         ended = time.monotonic()
@@ -404,7 +404,7 @@ def test_one_spool_that_cannot_be_sent_is_put_aside_and_does_not_hold_up_the_oth
     spooled_run("b")
     spools.begin(root, "fetch", "c").lock.release()  # killed before its first event
     for _ in range(2):
-        assert delivery.Writer(config.load().tracking, None).close(60.0) is None
+        assert writer.Writer(config.load().tracking, None).close(60.0) is None
     assert capsys.readouterr().out.count("tracking: fetch-a-") == 1
     assert [run.info.run_name for run in all_runs() if run.info.status == "FINISHED"] == ["fetch b"]
     assert not list(root.glob("fetch-*"))
@@ -427,10 +427,10 @@ def test_what_may_pass_is_tried_again(
     root, real = project(IRIS) / SPOOLS, delivery.Delivery
     spooled_run("a")
     monkeypatch.setattr(delivery, "Delivery", Slow(0, error))
-    assert "1 events" not in str(delivery.Writer(config.load().tracking, None).close(60.0))
+    assert "1 events" not in str(writer.Writer(config.load().tracking, None).close(60.0))
     assert spools.n_refused(root) == 0
     monkeypatch.setattr(delivery, "Delivery", real)
-    assert delivery.Writer(config.load().tracking, None).close(60.0) is None
+    assert writer.Writer(config.load().tracking, None).close(60.0) is None
     assert only_run().info.status == "FINISHED"
 
 
@@ -461,12 +461,12 @@ def test_a_version_that_comes_late_leaves_a_later_champion_and_a_new_one_does_no
     assert champion() == "second"
     for spool in held:
         spool.lock.release()
-    assert delivery.Writer(config.load().tracking, None).close(60.0) is None
+    assert writer.Writer(config.load().tracking, None).close(60.0) is None
     assert champion() == "second"
     assert len(here().search_model_versions("name = 'iris'")) == 2
     without_server("third")
     without_server("fourth")  # made when the server has the third not yet
-    assert delivery.Writer(config.load().tracking, None).close(60.0) is None
+    assert writer.Writer(config.load().tracking, None).close(60.0) is None
     assert champion() == "fourth"
     register("first")
     assert champion() == "first"
@@ -506,16 +506,16 @@ def test_a_run_that_the_server_makes_after_it_was_asked_again_is_no_double(
         return create(*request)
 
     monkeypatch.setattr(MlflowClient, "create_run", without_answer)
-    assert "timeout" in str(delivery.Writer(config.load().tracking, None).close(60.0))
+    assert "timeout" in str(writer.Writer(config.load().tracking, None).close(60.0))
     monkeypatch.setattr(MlflowClient, "create_run", with_the_late_one)
-    assert delivery.Writer(config.load().tracking, None).close(60.0) is None
+    assert writer.Writer(config.load().tracking, None).close(60.0) is None
     assert curve(only_run()) == [(1, 0.5)]
 
 
 def test_a_journal_is_read_from_where_it_is(project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     project(IRIS)
     events, starts = runs.Spool.events, list[int]()
-    monkeypatch.setattr(delivery, "SECONDS_BETWEEN_WRITES", 0.05)
+    monkeypatch.setattr(writer, "SECONDS_BETWEEN_WRITES", 0.05)
     monkeypatch.setattr(runs.Spool, "events", lambda spool, start=0: (starts.append(start), events(spool, start))[1])
     with stage_run("fetch", config.load()) as run:
         for epoch in range(1, 21):
@@ -541,7 +541,7 @@ def test_a_server_that_comes_back_gets_all_of_it(
     project(IRIS)
     real = delivery.Delivery
     monkeypatch.setattr(delivery, "Delivery", Slow(0, MlflowException("gone")))
-    monkeypatch.setattr(delivery, "SECONDS_BETWEEN_WRITES", 0.05)
+    monkeypatch.setattr(writer, "SECONDS_BETWEEN_WRITES", 0.05)
     with stage_run("fetch", config.load()) as run:
         run.log_epochs(rows(1))
         time.sleep(0.5)
@@ -576,7 +576,7 @@ def test_what_is_logged_quickly_is_sent_at_most_once_in_a_while(
     project(IRIS)
     calls = []
     log_batch = MlflowClient.log_batch
-    monkeypatch.setattr(delivery, "SECONDS_BETWEEN_WRITES", 0.4)
+    monkeypatch.setattr(writer, "SECONDS_BETWEEN_WRITES", 0.4)
     monkeypatch.setattr(MlflowClient, "log_batch", lambda *a, **k: (calls.append(a), log_batch(*a, **k)))
     with stage_run("fetch", config.load()) as run:
         for epoch in range(1, 101):

@@ -6,6 +6,7 @@ from pipeline.evaluation import metrics
 from pipeline.networks import losses
 from pipeline.networks.device import generator
 from pipeline.training.calibration import fit_temperature
+from pipeline.training.fitted import calibrated
 from tests.support import samples
 
 TASKS = pytest.mark.parametrize("task", ["binary", "multiclass"])
@@ -107,8 +108,8 @@ def test_a_regression_has_no_temperature_and_all_others_stay_in_bounds():
 def test_a_calibrated_bundle_predicts_the_same_label_with_other_probabilities(name):
     of = samples.sample(name)
     bundle = samples.bundle(of, ensemble=2)
-    calibrated = bundle.calibrated(of.val)
-    before, after = bundle.predict(of.raw), calibrated.predict(of.raw)
+    scaled = calibrated(bundle, of.val)
+    before, after = bundle.predict(of.raw), scaled.predict(of.raw)
     assert before["prediction"].equals(after["prediction"])
     loss = [losses.loss(bundle.outputs(of.val) / t, of.val.y, of.target.task) for t in (1.0, calibrated.temperature)]
     assert loss[1] <= loss[0]

@@ -6,19 +6,7 @@ import torch
 from pipeline.networks.build import freeze
 from pipeline.training.loop import fit
 from tests.support import samples
-from tests.support.members import KINDS, double, largest_difference, members_of
-
-SHAPES = pytest.mark.parametrize(
-    "model",
-    [
-        {"numeric": numeric, "categories": categories, "hidden": hidden}
-        for numeric in ("plain", "ple", "plr")
-        for categories in ("onehot", "embedding")
-        for hidden in ((), (7, 5))
-    ],
-    ids=lambda model: f"{model['numeric']}-{model['categories']}-{len(model['hidden'])}",
-)
-ACTIVATIONS = ("relu", "leaky_relu", "sigmoid", "tanh", "selu")
+from tests.support.members import ACTIVATIONS, KINDS, SHAPES, double, largest_difference, members_of
 
 
 def trained_alone_and_together(of, model, train, kinds=KINDS, dtype=torch.float64):

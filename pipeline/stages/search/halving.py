@@ -52,8 +52,7 @@ def pack(contenders: Sequence[Contender], width: int | None = None) -> list[list
     shapes: dict[str, list[Contender]] = {}
     for contender in contenders:
         shape = contender.config.model_dump_json(
-            include={"model": True, "train": True},
-            exclude={"model": {"dropout", "init"}, "train": OWN},
+            include={"model": True, "train": True}, exclude={"model": {"dropout", "init"}, "train": OWN}
         )
         shapes.setdefault(shape, []).append(contender)
     stacks = []

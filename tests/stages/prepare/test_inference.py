@@ -1,7 +1,6 @@
-"""Kinds are read off the columns, and any table is checked against them."""
+"""Kinds and targets are read off the columns."""
 
 import datetime
-import decimal
 
 import numpy as np
 import pandas as pd
@@ -11,10 +10,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.settings import Data
 from pipeline.stages.prepare import inference
 from pipeline.tables import validation
-from tests.support.schemas import N, learn, learn_one, objects
-
-DAYS = pd.date_range("2019-12-20", periods=N)
-MISSING_ONE = np.arange(N) != 3
+from tests.support.schemas import CATEGORICAL, DAYS, DROP, MISSING_ONE, NUMERIC, N, learn, learn_one, objects
 
 
 def refusal(call, *arguments) -> str:
@@ -29,62 +25,10 @@ def refusal(call, *arguments) -> str:
 # ------------------------------------------------------------------------------------------------------------ kinds
 
 
-numeric = {
-    "float": np.linspace(-1, 1, N),
-    "float of two values": np.repeat([0.5, 1.5], N // 2),
-    "int": np.arange(N),
-    "int of eleven values": np.arange(N) % 11,
-    "uint64": np.arange(N, dtype=np.uint64) + 2**63,
-    "Int64 with missing": pd.Series([*range(N - 1), None], dtype="Int64"),
-    "Float64 with missing": pd.Series([*np.linspace(0, 1, N - 1), None], dtype="Float64"),
-    "Decimal": pd.Series([decimal.Decimal(i) / 4 for i in range(N)], dtype=object),
-    "Decimal with missing": pd.Series([None, *(decimal.Decimal(i) / 4 for i in range(N - 1))], dtype=object),
-    "timedelta": pd.to_timedelta(np.arange(N), unit="h"),
-    "timedelta with missing": pd.Series(pd.to_timedelta(np.arange(N), unit="h")).where(MISSING_ONE),
-    "categories of numbers": pd.Categorical(np.arange(N) * 1.5),
-    "categories of whole numbers with missing": pd.Categorical([*range(N - 1), None]),
-    "numbers and words": [str(i) for i in range(N - 2)] + ["unknown", "-"],
-}
-categorical = {
-    "bool": np.arange(N) % 2 == 0,
-    "bool with missing": objects(True, False, None),
-    "boolean with missing": pd.Series(objects(True, False, None), dtype="boolean"),
-    "categories of bool with missing": pd.Categorical(objects(True, False, None)),
-    "text": objects(*"abcd").astype("str"),
-    "text with missing": objects(*"abc", None),
-    "one text and missing": objects("a", None),
-    "int of ten values": np.arange(N) % 10,
-    "int of four values with missing": pd.Series(np.arange(N) % 4).where(MISSING_ONE),
-    "Int64 of two values with missing": pd.Series(objects(1, 2, None), dtype="Int64"),
-    "mixed objects": objects(1, "a", 2.5),
-    "category": pd.Categorical(list("abcd") * 25),
-    "category with missing": pd.Categorical(objects("a", "b", None)),
-    "category of whole numbers with missing": pd.Categorical(objects(1, 2, None, 3)),
-    "digits as text": objects("1", "2").astype("str"),
-    "no dates": objects("2020-13-01", "2020-01-01").astype("str"),
-    "beyond 24 hours": [f"{i % 60:02}:{i % 60:02}" for i in range(N)],
-}
-drop = {
-    "one value": ["a"] * N,
-    "one number": [1.5] * N,
-    "one date": [DAYS[0]] * N,
-    "all None": [None] * N,
-    "all NaN": [np.nan] * N,
-    "all NaT": pd.Series([pd.NaT] * N),
-    "empty category": pd.Categorical([None] * N, categories=[]),
-    "ids": [f"id-{i}" for i in range(N)],
-    "lists": objects([1, 2], [3]),
-    "dicts": objects({"a": 1}, {}),
-    "bytes": objects(b"a", b"b"),
-    "arrays": objects(np.array([1]), np.array([2])),
-    "complex": np.arange(N) * 1j,
-}
-
-
 @pytest.mark.parametrize(
     ("kind", "values"),
     [pytest.param(kind, values, id=name) for kind, cases in
-     {"numeric": numeric, "categorical": categorical, "drop": drop}.items() for name, values in cases.items()],
+     {"numeric": NUMERIC, "categorical": CATEGORICAL, "drop": DROP}.items() for name, values in cases.items()],
 )  # fmt: skip
 def test_kind_is_inferred(kind, values):
     column = learn_one(values)

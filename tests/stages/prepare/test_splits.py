@@ -1,4 +1,4 @@
-"""Rows go to one split each, randomness is a function of its key, and splits come back from disk."""
+"""Rows go to one split each."""
 
 import numpy as np
 import pandas as pd

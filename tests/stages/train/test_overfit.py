@@ -11,13 +11,7 @@ from tests.support.samples import network, sample, settings
 TASKS = pytest.mark.parametrize("name", ["wine", "breast_cancer", "diabetes", "mixed"])
 
 
-# ----------------------------------------------------------------------------------------------------- randomness
-
-
 LIVELY = {"augment": {"noise": 0.1, "swap": 0.1, "mixup": 0.4}}
-
-
-# ---------------------------------------------------------------------------------------------------- learnt by heart
 
 
 @TASKS
@@ -63,9 +57,6 @@ def test_no_check_where_it_is_turned_off_or_all_targets_are_equal():
     assert overfit_check(network(of), of.train, settings(overfit=None), of.target, seed=0) == []
     flat = TabularData(of.train.x_num, of.train.x_cat, torch.zeros(len(of.train)))
     assert overfit_check(network(of), flat, settings(overfit=Overfit()), of.target, seed=0) == []
-
-
-# ------------------------------------------------------------------------------------------------------ the outcome
 
 
 @pytest.mark.parametrize(("train", "val", "named"), [(0.2, 0.5, True), (0.48, 0.5, False), (0.6, 0.5, False)])

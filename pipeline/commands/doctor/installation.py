@@ -1,0 +1,90 @@
+"""Checks of programs, packages, parameters and disk space."""
+
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.commands.doctor.finding import INSTALL, Finding, output_of
+from pipeline.core.errors import UserError
+
+GIGABYTES = 1.0  # that a run may need
+
+
+def programs() -> Iterator[Finding]:
+    if sys.version_info < (3, 11):  # noqa: UP036  # pip would refuse it, a PYTHONPATH does not
+        yield Finding(f"this is Python {sys.version.split()[0]}, 3.11 is needed", "make PYTHON=python3.11")
+    for name in ("git", "dvc"):
+        if shutil.which(name) is None:
+            yield Finding(f"{name} is not found", "source .venv/bin/activate" if name == "dvc" else "install git")
+    prefix = output_of("python", "-c", "import sys; print(sys.prefix)") if shutil.which("python") else None
+    if prefix != sys.prefix:
+        yield Finding(
+            f"stages would run in the Python of {prefix}, not in that of {sys.prefix}", "source .venv/bin/activate"
+        )
+
+
+def packages() -> Iterator[Finding]:
+    import tomllib
+    from importlib.metadata import PackageNotFoundError, requires, version
+
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    needed: set[str] = set()
+    todo = list(tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"])
+    wrong = {}
+    while todo:
+        requirement = Requirement(todo.pop())
+        name = canonicalize_name(requirement.name)
+        if name in needed or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        needed.add(name)
+        try:
+            todo += requires(name) or []
+        except PackageNotFoundError:
+            wrong[name] = "missing"
+    for pin in Path("constraints.txt").read_text(encoding="utf-8").split():
+        package, _, pinned = pin.partition("==")
+        try:
+            found = version(package)
+        except PackageNotFoundError:
+            continue  # said above, if it is needed
+        if found.partition("+")[0] != pinned:  # torch calls its wheel for the CPU 2.13.0+cpu
+            wrong[canonicalize_name(package)] = f"{found}, not {pinned}"
+    if wrong:
+        said = "; ".join(f"{name} is {how}" for name, how in wrong.items())
+        yield Finding(said, f"{INSTALL} {' '.join(wrong)}")
+
+
+def torch_works() -> Iterator[Finding]:
+    import torch
+
+    found = (torch.ones(2, 3) @ torch.ones(3, 2)).sum().item()
+    if found != 12.0:
+        yield Finding(f"torch computes {found}, not 12", f"{INSTALL} --force-reinstall --no-deps torch")
+
+
+def repository() -> Iterator[Finding]:
+    if output_of("git", "rev-parse", "--is-inside-work-tree") != "true":
+        yield Finding("this folder is in no git repository", "git init")
+    if not Path(".dvc/config").is_file():
+        yield Finding("this folder is no DVC repository", "dvc init")
+
+
+def params() -> Iterator[Finding]:
+    from pipeline.core import config
+
+    try:
+        config.load()
+    except UserError as error:
+        yield Finding(str(error), "mend that line, or: git checkout -- params.yaml")
+
+
+def disk() -> Iterator[Finding]:
+    free = shutil.disk_usage(".").free / 1e9
+    if free < GIGABYTES:
+        yield Finding(
+            f"{free:.2f} GB are left on this disk, a run needs about {GIGABYTES:g}",
+            "dvc gc --all-commits --all-experiments",
+        )
