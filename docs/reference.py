@@ -1,20 +1,19 @@
-"""Write the tables of `docs/parameters.md` and `docs/presets.md` from `pipeline/core/settings.py` and `dvc.yaml`.
+"""Write the tables of the parameters and presets, and the list of public keys, from the code and `dvc.yaml`.
 
-`python -m docs.reference` writes them; `python -m docs.reference --params` prints the comments that `params.yaml` must have.
+`python -m docs` writes the pages; `python -m docs.reference` prints `params.yaml` with the comments that it must have.
 """
 
 import json
 import math
 import re
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 from ruamel.yaml import YAML
 
 from docs.pages import ROOT, fill, table
-from pipeline.core import files
 from pipeline.core.config import flatten
+from pipeline.core.secrets import PUBLIC_KEYS
 from pipeline.core.settings import (
     AUTO_BATCH,
     AUTO_EPOCHS,
@@ -27,7 +26,6 @@ from pipeline.core.settings import (
 )
 
 SCHEMA = Config.model_json_schema(by_alias=True)
-PARAMETERS, PRESETS = ROOT / "docs/parameters.md", ROOT / "docs/presets.md"
 MOST_LISTED = 6  # allowed values that a comment lists
 
 AUTO = {  # what `auto` stands for
@@ -159,10 +157,12 @@ def commented() -> str:
 
 def pages() -> dict[str, str]:
     """The generated pages by their path, as they must be."""
-    return {
-        "docs/parameters.md": fill(PARAMETERS.read_text(encoding="utf-8"), {"parameters": parameter_tables()}),
-        "docs/presets.md": fill(PRESETS.read_text(encoding="utf-8"), {"presets": preset_table()}),
+    blocks = {
+        "docs/parameters.md": {"parameters": parameter_tables()},
+        "docs/presets.md": {"presets": preset_table()},
+        "docs/security.md": {"public": ", ".join(f"`{key}`" for key in sorted(PUBLIC_KEYS))},
     }
+    return {path: fill((ROOT / path).read_text(encoding="utf-8"), found) for path, found in blocks.items()}
 
 
 def _section(parameter: dict[str, Any]) -> dict[str, Any] | None:
@@ -202,8 +202,4 @@ def _code(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    if "--params" in sys.argv:
-        print(commented(), end="")
-    else:
-        for path, text in pages().items():
-            files.write_text(ROOT / path, text)
+    print(commented(), end="")

@@ -21,9 +21,7 @@ def test_every_parameter_and_section_has_a_short_description(name, schema):
 
 
 def test_the_comments_of_params_yaml_are_the_descriptions():
-    assert reference.commented() == (ROOT / "params.yaml").read_text(
-        encoding="utf-8"
-    )  # python -m docs.reference --params
+    assert reference.commented() == (ROOT / "params.yaml").read_text(encoding="utf-8")  # python -m docs.reference
 
 
 def test_the_comments_change_no_value():
@@ -40,7 +38,7 @@ def test_a_comment_lists_the_allowed_values_where_they_are_few():
 
 @pytest.mark.parametrize(("path", "text"), [pytest.param(*each, id=each[0]) for each in reference.pages().items()])
 def test_the_generated_pages_are_up_to_date(path, text):
-    assert (ROOT / path).read_text(encoding="utf-8") == text, "run: python -m docs.reference"
+    assert (ROOT / path).read_text(encoding="utf-8") == text, "run: python -m docs"
 
 
 def test_the_reference_lists_every_parameter_with_its_default():
