@@ -28,7 +28,8 @@ def check(table: pd.DataFrame, schema: Schema, where: str) -> pd.DataFrame:
         )
     raw = table[names].reset_index(drop=True)
     try:
-        features = pd.DataFrame({column.name: _parsed(raw[column.name], column) for column in schema.features})
+        parsed = {column.name: _parsed(raw[column.name], column) for column in schema.features}
+        features = pd.DataFrame(parsed, index=raw.index)
     except _UnreadableError as error:
         raise UserError(
             f"{where}, row {error.row + 1}: {error.column!r} must be {error.rule}, got {error.value!r}"

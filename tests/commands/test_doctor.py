@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.commands import doctor
-from pipeline.commands.doctor import Finding
+from pipeline.commands.doctor import checks, installation, tracking
+from pipeline.commands.doctor.finding import Finding
 from pipeline.runtime import locks
 from pipeline.tracking import identity, journal
 from tests.support.clones import call, clone, environment
@@ -29,7 +29,7 @@ IRIS = {"data.source": "sklearn:iris", "data.target": "target", "data.task": "mu
 
 
 def found(check: str) -> list[Finding]:
-    return list(doctor.CHECKS[check]())
+    return list(checks.CHECKS[check]())
 
 
 def tree(folder: Path) -> dict[str, tuple[int, int, int]]:
@@ -90,8 +90,8 @@ def test_a_check_that_fails_is_named_and_the_others_go_on(monkeypatch: pytest.Mo
     def well() -> Iterator[Finding]:
         yield from ()
 
-    monkeypatch.setattr(doctor, "CHECKS", {"first": halfway, "second": well})
-    (first, (one, cannot)), second = doctor.examine()
+    monkeypatch.setattr(checks, "CHECKS", {"first": halfway, "second": well})
+    (first, (one, cannot)), second = checks.examine()
     assert (first, one.what, second) == ("first", "one thing", ("second", []))
     assert cannot.what == "cannot be checked: RuntimeError: a bug"
 
@@ -138,7 +138,7 @@ def test_a_mistake_in_the_parameters_is_told_as_a_stage_tells_it(project: Callab
 
 def test_a_disk_without_room_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found("disk") == []
-    monkeypatch.setattr(doctor, "GIGABYTES", 1e9)
+    monkeypatch.setattr(installation, "GIGABYTES", 1e9)
     (finding,) = found("disk")
     assert "GB are left on this disk" in finding.what
 
@@ -168,7 +168,7 @@ def test_a_database_is_well_or_told_to_be_damaged_locked_or_of_another_version(
     assert finding.remedy == f"mv {path} {path}.broken.2 && python -m pipeline sync --all-commits"
     path.write_bytes(whole)
 
-    monkeypatch.setattr(doctor, "SECONDS", 0.5)
+    monkeypatch.setattr(tracking, "SECONDS", 0.5)
     with sqlite3.connect(path) as writer:
         writer.execute("BEGIN IMMEDIATE")
         (finding,) = found("MLflow")
@@ -206,7 +206,7 @@ def test_a_server_is_well_or_told_to_be_down_broken_or_hanging(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project(IRIS)
-    monkeypatch.setattr(doctor, "SECONDS", 0.5)
+    monkeypatch.setattr(tracking, "SECONDS", 0.5)
 
     def well(handler: http.server.BaseHTTPRequestHandler) -> None:
         handler.send_response(200)

@@ -18,6 +18,7 @@ from pipeline.core import config
 from pipeline.core.errors import UserError
 from pipeline.tracking import delivery, identity, store, writer
 from pipeline.tracking import journal as spools
+from pipeline.tracking.progress import Progress
 from pipeline.tracking.runs import files_of
 from tests.support.chain import lock, run_chain
 from tests.support.params import write_params
@@ -282,11 +283,11 @@ def test_two_clones_that_rebuild_the_same_end_with_one_run_and_each_point_once(
         for spool in spools.waiting(writer._root):
             shutil.copytree(spool.folder, folder / "clone" / spool.folder.name)
             both = spool, spools.Spool(folder / "clone" / spool.folder.name)
-            errors = send_at_once([delivery.Delivery(client, one, writer.Progress()) for one in both])
+            errors = send_at_once([delivery.Delivery(client, one, Progress()) for one in both])
             for error in errors:  # what both wrote at the same moment
-                assert delivery._passes(error), error
+                assert delivery.passes(error), error
             for one in both if errors else ():
-                delivery.Delivery(client, one, writer.Progress()).send()
+                delivery.Delivery(client, one, Progress()).send()
             spool.remove()
             spool.lock.release()
 

@@ -14,8 +14,8 @@ import pytest
 from filelock import FileLock
 from ruamel.yaml import YAML
 
-from pipeline.commands import doctor
-from pipeline.commands.doctor import Finding
+from pipeline.commands.doctor import checks
+from pipeline.commands.doctor.finding import Finding
 from pipeline.core import config
 from pipeline.core.errors import UserError
 from pipeline.networks.bundle import load_bundle
@@ -72,7 +72,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def found() -> list[Finding]:
-    return [finding for name in ABOUT_DVC for finding in doctor.CHECKS[name]()]
+    return [finding for name in ABOUT_DVC for finding in checks.CHECKS[name]()]
 
 
 def mended(folder: Path, like: Path) -> None:

@@ -111,8 +111,8 @@ def test_a_calibrated_bundle_predicts_the_same_label_with_other_probabilities(na
     scaled = calibrated(bundle, of.val)
     before, after = bundle.predict(of.raw), scaled.predict(of.raw)
     assert before["prediction"].equals(after["prediction"])
-    loss = [losses.loss(bundle.outputs(of.val) / t, of.val.y, of.target.task) for t in (1.0, calibrated.temperature)]
+    loss = [losses.loss(bundle.outputs(of.val) / t, of.val.y, of.target.task) for t in (1.0, scaled.temperature)]
     assert loss[1] <= loss[0]
     if name != "diabetes":
-        assert calibrated.temperature != 1.0
+        assert scaled.temperature != 1.0
         assert not before.drop(columns="prediction").equals(after.drop(columns="prediction"))
