@@ -2,6 +2,7 @@
 
 import random
 import string
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -92,7 +93,7 @@ NUMBERS = [
 def size(rng: random.Random) -> str:
     """Sizes, rates and counts from none to absurd, for the kinds of network that heed them."""
     tree = config.read_yaml(ROOT / "params.yaml")
-    values = {
+    values: dict[str, Any] = {
         "model.numeric": rng.choice(["plain", "ple", "plr"]),
         "model.categories": rng.choice(["onehot", "embedding"]),
         "model.init": rng.choice(["default", "kaiming"]),
@@ -146,26 +147,25 @@ def structure(rng: random.Random) -> str | bytes:
         "%TAG ! !\n",
         "? ",
     ]
-    return rng.choice(
-        [
-            lambda: "".join(rng.choices(token, k=rng.randrange(200))),
-            lambda: rng.randbytes(rng.randrange(5000)),
-            lambda: SHIPPED.encode(rng.choice(["utf-16", "utf-32", "utf-8-sig", "cp500", "utf-7"]), "replace"),
-            lambda: SHIPPED.replace("data", "dätä").encode("latin-1", "replace"),
-            lambda: b"\x80\x04\x95" + rng.randbytes(50) + b".",
-            lambda: SHIPPED + "\n" + SHIPPED,
-            lambda: SHIPPED.replace("\n", "\r"),
-            lambda: "%YAML 1.1\n---\n" + SHIPPED,
-            lambda: SHIPPED * 2000,  # some 10 MB
-            lambda: "a: " + "x" * 10_000_000,
-            lambda: "x: [" + "1, " * 40_000 + "1]",
-            lambda: "\n".join(" " * k + "a:" for k in range(rng.choice([20, 400]))),
-            lambda: "\n".join(f"{''.join(rng.choices(string.printable, k=9))}: 1" for _ in range(50)),
-            lambda: SHIPPED + "\n" + "\n".join(f"k{k}: {k}" for k in range(5000)),
-            lambda: "&a [" + "*a, " * 1000 + "*a]",
-            lambda: "- " * 3000 + "a",
-        ]
-    )()
+    makers: list[Callable[[], str | bytes]] = [
+        lambda: "".join(rng.choices(token, k=rng.randrange(200))),
+        lambda: rng.randbytes(rng.randrange(5000)),
+        lambda: SHIPPED.encode(rng.choice(["utf-16", "utf-32", "utf-8-sig", "cp500", "utf-7"]), "replace"),
+        lambda: SHIPPED.replace("data", "dätä").encode("latin-1", "replace"),
+        lambda: b"\x80\x04\x95" + rng.randbytes(50) + b".",
+        lambda: SHIPPED + "\n" + SHIPPED,
+        lambda: SHIPPED.replace("\n", "\r"),
+        lambda: "%YAML 1.1\n---\n" + SHIPPED,
+        lambda: SHIPPED * 2000,  # some 10 MB
+        lambda: "a: " + "x" * 10_000_000,
+        lambda: "x: [" + "1, " * 40_000 + "1]",
+        lambda: "\n".join(" " * k + "a:" for k in range(rng.choice([20, 400]))),
+        lambda: "\n".join(f"{''.join(rng.choices(string.printable, k=9))}: 1" for _ in range(50)),
+        lambda: SHIPPED + "\n" + "\n".join(f"k{k}: {k}" for k in range(5000)),
+        lambda: "&a [" + "*a, " * 1000 + "*a]",
+        lambda: "- " * 3000 + "a",
+    ]
+    return rng.choice(makers)()
 
 
 @cache
@@ -196,19 +196,21 @@ def trained(settings: Config) -> None:
     )
     with suppress(UserError):  # two steps are too few to learn by heart
         overfit.overfit_check(members[0].network, rows, quick, sample.target, seed=settings.seed)
-    loop.fit(members, rows, sample.val, sample.target, on_epoch=lambda row: True)
+    loop.fit(members, rows, sample.val, sample.target, on_epoch=lambda row: None)
     networks = tuple(member.fitted for member in members)
     bundle = Bundle(networks, settings.model, sample.schema, sample.target, sample.preprocessor, {})
     if settings.train.calibration:
         bundle = calibrated(bundle, sample.val)
     assert len(bundle.predict(flights())) == len(flights())
     tuned = adapt.members(bundle, sample.target, settings, torch.device("cpu"))
-    loop.fit(tuned, rows, sample.val, sample.target, on_epoch=lambda row: True)
+    loop.fit(tuned, rows, sample.val, sample.target, on_epoch=lambda row: None)
 
 
 def case(number: int, folder: Path) -> None:
     rng = random.Random(f"params {number}")
-    kinds = [one_value, one_value, one_value, inner_value, inner_value, size, size, size, damaged, structure, laughs]
+    kinds: list[Callable[[random.Random], str | bytes]] = [
+        *[one_value] * 3, *[inner_value] * 2, *[size] * 3, damaged, structure, laughs
+    ]  # fmt: skip
     made = rng.choice(kinds)(rng)
     path, payload = folder / "params.yaml", folder / "payload"
     content = (

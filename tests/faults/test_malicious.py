@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -390,7 +391,7 @@ def test_a_link_that_leads_out_of_the_project_is_not_written_through(
     (project / "within").symlink_to(project)
     for path in ("models/a", "models/train/a", "../outside/a", "models/../a"):
         with tally.trial("output folder that is a link to outside"):
-            refused(lambda path=path: files.write_text(Path(path), "x"), path, tmp_path / "payload")
+            refused(partial(files.write_text, Path(path), "x"), path, tmp_path / "payload")
     with tally.trial("output folder that is a link to outside"):
         files.write_text(Path("file"), "ours")  # the link is replaced, not what it names
         files.write_text(Path("within/b"), "x")

@@ -258,7 +258,7 @@ def test_a_diverged_run_is_marked_failed(project: Callable[..., Path]) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(store.tracking_uri(config.load().tracking))
-    runs = client.search_runs([client.get_experiment_by_name("nycflights").experiment_id], "tags.stage = 'train'")  # type: ignore[union-attr]
+    runs = client.search_runs([client.get_experiment_by_name("nycflights").experiment_id], "tags.stage = 'train'")
     assert [run.info.status for run in runs] == ["FAILED"]
 
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.support.imports import ROOT
@@ -25,7 +26,7 @@ def call(folder: Path, *command: str, status: int = 0) -> str:
     return done.stdout + done.stderr
 
 
-def clone(folder: Path, changes: dict[str, object]) -> Path:
+def clone(folder: Path, changes: Mapping[str, object]) -> Path:
     """A clone of what is committed, with the working tree's files over it, small parameters, and a commit of its own."""
     call(folder.parent, "git", "clone", "--quiet", str(ROOT), str(folder))
     tracked = subprocess.run(

@@ -1,5 +1,6 @@
 """The shipped params.yaml, made small."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ SMALL = {
 }
 
 
-def write_params(folder: Path, changes: dict[str, Any]) -> None:
+def write_params(folder: Path, changes: Mapping[str, Any]) -> None:
     """The shipped params.yaml, made small, with some `section.key` changed."""
     yaml = YAML(typ="safe", pure=True)
     values = yaml.load((ROOT / "params.yaml").read_text())
-    for name, value in (SMALL | changes).items():
+    for name, value in {**SMALL, **changes}.items():
         section, _, key = name.partition(".")
         values[section][key] = value
     (folder / "params.yaml").write_text(config.dump_yaml(values, yaml))

@@ -212,13 +212,17 @@ def test_other_parameters_begin_another_run(project: Callable[..., Path]) -> Non
     assert sorted(run.info.status for run in all_runs()) == ["FINISHED", "KILLED"]
 
 
+def forget_what_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if each process were killed after it sent, and before it noted that."""
+    sent: property = vars(spools.Spool)["sent"]
+    monkeypatch.setattr(spools.Spool, "remove", lambda spool: None)
+    monkeypatch.setattr(spools.Spool, "sent", sent.setter(lambda spool, end: None))
+
+
 def test_events_sent_again_make_no_doubles(project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """As after a kill between sending and noting that it is sent, at each event."""
     project(IRIS)
-    write = runs.Spool.sent.fset
-    assert write is not None
-    monkeypatch.setattr(runs.Spool, "remove", lambda spool: None)
-    monkeypatch.setattr(runs.Spool, "sent", runs.Spool.sent.setter(lambda spool, end: None))
+    forget_what_was_sent(monkeypatch)
     with stage_run("fetch", config.load()) as run:
         run.log_epochs(rows(1, 2))
         run.set_tags({"a": "b"})
@@ -241,8 +245,8 @@ def test_of_runs_that_a_hanging_server_made_twice_one_stays(project: Callable[..
     for run in (first, trial):
         here().create_run(run.info.experiment_id, run.info.start_time + 1, run.data.tags, run.info.run_name)
     assert len(all_runs()) == 4
-    with stage_run("fetch", config.load()) as run:
-        run.log_epochs(rows(1, 2))
+    with stage_run("fetch", config.load()) as resumed:
+        resumed.log_epochs(rows(1, 2))
     assert len(all_runs()) == 2
     assert curve(next(run for run in all_runs() if run.info.run_name == "fetch")) == [(1, 1.0), (2, 0.5)]
 
@@ -278,8 +282,7 @@ def test_a_model_and_its_version_are_made_once_whatever_is_sent_again(
     folder = project(IRIS)
     (folder / "bundle").mkdir()
     (folder / "bundle/model.json").write_text("{}")
-    monkeypatch.setattr(runs.Spool, "remove", lambda spool: None)
-    monkeypatch.setattr(runs.Spool, "sent", runs.Spool.sent.setter(lambda spool, end: None))
+    forget_what_was_sent(monkeypatch)
     upload = MlflowClient.log_model_artifacts
     monkeypatch.setattr(
         MlflowClient, "log_model_artifacts", lambda *_: (_ for _ in ()).throw(OSError("as the disk is full"))
@@ -514,9 +517,9 @@ def test_a_run_that_the_server_makes_after_it_was_asked_again_is_no_double(
 
 def test_a_journal_is_read_from_where_it_is(project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     project(IRIS)
-    events, starts = runs.Spool.events, list[int]()
+    events, starts = spools.Spool.events, list[int]()
     monkeypatch.setattr(writer, "SECONDS_BETWEEN_WRITES", 0.05)
-    monkeypatch.setattr(runs.Spool, "events", lambda spool, start=0: (starts.append(start), events(spool, start))[1])
+    monkeypatch.setattr(spools.Spool, "events", lambda spool, start=0: (starts.append(start), events(spool, start))[1])
     with stage_run("fetch", config.load()) as run:
         for epoch in range(1, 21):
             run.log_epochs(rows(epoch))
