@@ -12,7 +12,7 @@ import pytest
 from pipeline.commands import cli, predict
 from pipeline.core import config
 from pipeline.networks.bundle import load_bundle
-from tests.support.chain import run_chain
+from tests.support.shared import copied
 
 
 def command(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,15 +20,20 @@ def command(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cli.main()
 
 
-@pytest.fixture
-def trained(project: Callable[..., Path]) -> Path:
-    folder = project({"data.source": "t.csv", "data.target": "fruit", "data.task": "binary"})
+FRUIT = {"data.source": "t.csv", "data.target": "fruit", "data.task": "binary"}
+
+
+def write_fruit() -> None:
     rng = np.random.default_rng(0)
     table = pd.DataFrame({"weight": rng.normal(size=200).round(3), "colour": rng.choice(["red", "green"], 200)})
     table["fruit"] = np.where(table["weight"] > 0, "apple", "pear")
-    table.to_csv(folder / "data/source/t.csv", index=False)
-    run_chain("fetch", "prepare", "train")
-    return folder
+    table.to_csv("data/source/t.csv", index=False)
+
+
+@pytest.fixture
+def trained(project: Callable[..., Path], built_once: Callable[..., Path]) -> Path:
+    built = built_once("fruit", FRUIT, "fetch", "prepare", "train", source=write_fruit)
+    return copied(built, project(FRUIT))
 
 
 def test_predict_writes_label_and_probabilities_in_the_order_of_the_rows(
@@ -97,12 +102,8 @@ def test_adopt_without_a_search_says_what_to_run(
     assert "run dvc repro search" in capsys.readouterr().err
 
 
-def test_show_has_a_line_a_model(
-    project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    project({"data.source": "sklearn:iris", "data.target": "target", "data.task": "multiclass"})
-    run_chain()
-    capsys.readouterr()
+@pytest.mark.usefixtures("finished")
+def test_show_has_a_line_a_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     command("show", monkeypatch=monkeypatch)
     shown = capsys.readouterr().out
     for word in ("train", "search", "finetune", "trees", "constant", "test.accuracy", "transfer.loss"):

@@ -23,9 +23,8 @@ from pipeline.commands.doctor.finding import Finding
 from pipeline.runtime import locks
 from pipeline.tracking import identity, journal
 from tests.support.clones import call, clone, environment
+from tests.support.params import IRIS
 from tests.support.projects import in_cache, tiny
-
-IRIS = {"data.source": "sklearn:iris", "data.target": "target", "data.task": "multiclass"}
 
 
 def found(check: str) -> list[Finding]:

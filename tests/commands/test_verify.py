@@ -20,7 +20,7 @@ from pipeline.commands import objects, verify
 from pipeline.core import config
 from pipeline.core.errors import UserError
 from pipeline.tracking import identity
-from tests.support.clones import call, clone
+from tests.support.clones import call, clone, keep_stages
 from tests.support.projects import in_cache, tiny
 
 YML = YAML(typ="safe", pure=True)
@@ -227,9 +227,7 @@ def small(folder: Path) -> Path:
     rng = np.random.default_rng(0)
     rows = [f"{x:.3f},{rng.choice(['red', 'green'])},{'high' if x > 0 else 'low'}" for x in rng.normal(size=200)]
     (folder / "data/source/t.csv").write_text("\n".join(["x,colour,label", *rows]) + "\n")
-    stages = YML.load((folder / "dvc.yaml").read_text())["stages"]
-    kept = {"stages": {name: stages[name] for name in ("fetch", "prepare", "train")}}
-    (folder / "dvc.yaml").write_text(config.dump_yaml(kept, YML))
+    keep_stages(folder, "fetch", "prepare", "train")
     call(folder, "dvc", "repro")
     return folder
 

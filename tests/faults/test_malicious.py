@@ -478,11 +478,8 @@ def test_names_and_labels_are_shown_and_never_interpreted(
         assert "# a&lt;b&gt;" in card
 
 
-def test_a_scratch_run_of_one_stage_refuses_a_bundle_that_was_changed(
-    project: Callable[..., Path], tally: Tally
-) -> None:
-    project({"data.source": "sklearn:iris", "data.target": "target", "data.task": "multiclass"})
-    run_chain("fetch", "prepare", "train")
+@pytest.mark.usefixtures("finished")
+def test_a_scratch_run_of_one_stage_refuses_a_bundle_that_was_changed(tally: Tally) -> None:
     with tally.trial("bundle with sums that do not fit"):
         path = Path("models/train") / WEIGHTS
         content = bytearray(path.read_bytes())

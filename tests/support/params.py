@@ -9,6 +9,7 @@ from ruamel.yaml import YAML
 from pipeline.core import config
 from tests.support.imports import ROOT
 
+IRIS = {"data.source": "sklearn:iris", "data.target": "target", "data.task": "multiclass"}
 SMALL = {
     "train.epochs": 3,
     "train.batch_size": 32,

@@ -28,8 +28,7 @@ from pipeline.tracking import delivery, identity, runs, store, writer
 from pipeline.tracking import journal as spools
 from pipeline.tracking.journal import SPOOLS
 from pipeline.tracking.runs import stage_run
-
-IRIS = {"data.source": "sklearn:iris", "data.target": "target", "data.task": "multiclass"}
+from tests.support.params import IRIS
 
 
 def here() -> MlflowClient:
