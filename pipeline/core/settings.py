@@ -1,4 +1,4 @@
-"""What `params.yaml` may say: every parameter with its type, default and rule, and what the presets stand for."""
+"""Every parameter of `params.yaml` with its type, default, bounds and description, and the values of the presets."""
 
 import math
 import re
@@ -14,7 +14,7 @@ from pipeline.core.secrets import secret_in
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
-# What is larger can only be a mistake, and would end in no memory, no end or no number.
+# Larger values can only be mistakes: they would exhaust memory or time, or overflow.
 Positive = Annotated[float, Field(gt=0, le=1e9)]
 NotNegative = Annotated[float, Field(ge=0, le=1e9)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
@@ -42,7 +42,7 @@ def _server_without_secret(url: str) -> str:
 
 
 def _in_project(url: str) -> str:
-    written = re.sub(r"[\x00-\x20]", "", url)  # which urllib overlooks
+    written = re.sub(r"[\x00-\x20]", "", url)  # urllib ignores these
     scheme, found, rest = written.partition(":")
     match scheme.lower().partition("+")[0] if found else "file":
         case "sqlite":
@@ -53,7 +53,7 @@ def _in_project(url: str) -> str:
             return url  # a server
     if path.startswith("/") or ":" in path or ".." in re.split(r"[/\\]", path):
         raise ValueError(
-            "must be a server or stay in the project, as sqlite:///mlflow.db does:"
+            "must be a server or a database in the project, such as sqlite:///mlflow.db:"
             f" set the variable MLFLOW_TRACKING_URI for a database elsewhere, got {url!r}"
         )
     return url
@@ -68,7 +68,7 @@ MetricName = Literal[
     "transfer.val.rmse", "transfer.val.mae", "transfer.val.r2",
 ]  # fmt: skip
 
-# A trial has search.epochs, no early stopping, one member, and is judged by its headline metric.
+# Trials have search.epochs epochs, no early stopping and one member, so these have no effect on them.
 NOT_SEARCHED = (
     "train.preset",
     "train.epochs",
@@ -78,8 +78,8 @@ NOT_SEARCHED = (
     "model.ensemble",
 )
 
-# What the word preset stands for with `train.preset: strong`; with `textbook`, what a first course teaches, for the defaults
-# of the sections below.
+# Values of the word preset with `train.preset: strong`. With `textbook` it means the defaults of the sections below, the
+# settings of a first course.
 PRESET = "preset"
 
 STRONG: dict[str, Any] = {
@@ -98,7 +98,7 @@ STRONG: dict[str, Any] = {
     "train.calibration": "temperature",
 }
 
-AUTO_BATCH = (16, 512)  # the least and the most rows of a step
+AUTO_BATCH = (16, 512)  # fewest and most rows per step
 SMALL_ROWS, SMALL_ENSEMBLE, LARGE_ENSEMBLE = 20_000, 8, 2
 AUTO_STEPS, AUTO_EPOCHS = 2000, 20  # at least
 
@@ -176,7 +176,7 @@ class Data(Section):
     @model_validator(mode="after")
     def _target_stays(self) -> Self:
         if self.target in self.drop or self.target in self.kinds:
-            raise ValueError(f"target {self.target!r} can stand neither in drop nor in kinds")
+            raise ValueError(f"target {self.target!r} must not be in drop or kinds")
         return self
 
 
@@ -207,12 +207,12 @@ class Model(Section):
 
     @property
     def n_members(self) -> int:
-        """`ensemble` of settings that are `sized`."""
+        """`ensemble` as a number; only after `sized`."""
         assert isinstance(self.ensemble, int)
         return self.ensemble
 
     def sized(self, n_rows: int) -> "Model":
-        """These settings for so many training rows: many members where they cost little."""
+        """Replace `auto` for `n_rows` training rows: more members where they cost little."""
         about = SMALL_ENSEMBLE if n_rows < SMALL_ROWS else LARGE_ENSEMBLE
         return self.model_copy(update={"ensemble": about if self.ensemble == "auto" else self.ensemble})
 
@@ -248,20 +248,19 @@ class Train(Section):
 
     @property
     def rows_a_step(self) -> int:
-        """`batch_size` of settings that are `sized`."""
+        """`batch_size` as a number; only after `sized`."""
         assert isinstance(self.batch_size, int)
         return self.batch_size
 
     @property
     def n_epochs(self) -> int:
-        """`epochs` of settings that are `sized`."""
+        """`epochs` as a number; only after `sized`."""
         assert isinstance(self.epochs, int)
         return self.epochs
 
     def sized(self, n_rows: int) -> "Train":
-        """These settings for so many training rows, with a number where they say auto.
-
-        A batch is about a hundredth of the rows, as a power of two; there are as many epochs as make AUTO_STEPS steps.
+        """Replace `auto` for `n_rows` training rows: a batch of about 1 % of the rows, a power of two in `AUTO_BATCH`, and
+        epochs enough for AUTO_STEPS steps.
         """
         low, high = AUTO_BATCH
         about = min(max(2 ** int(math.log2(max(n_rows, 100) / 100)), low), high)
@@ -292,7 +291,7 @@ class Space(Section):
     def _one_way(self) -> Self:
         if self.choices is not None:
             if not self.choices or self.low is not None or self.high is not None or self.log or self.steps:
-                raise ValueError("choices must be a list of at least one value, and stand alone")
+                raise ValueError("choices must list at least one value, without low, high, log or steps")
         elif self.low is None or self.high is None:
             raise ValueError("must give low and high, or choices")
         elif self.low >= self.high:
@@ -355,7 +354,7 @@ class Config(Section):
     train: Train = Field(Train(), description="Training")
     finetune: Finetune = Field(Finetune(), description="Fine-tuning on the transfer domain")
     search: Search = Field(description="Hyperparameter search")
-    # BaseModel has a method of that name
+    # BaseModel has a method `register`.
     register_: Annotated[Register, Field(alias="register", description="Selection and registration of the champion")]
     tracking: Tracking = Field(Tracking(), description="MLflow: server or database, and experiment")
 
@@ -370,26 +369,26 @@ class Config(Section):
                 "train.class_weights": self.train.class_weights is not None,
             }.items():
                 if used:
-                    raise ValueError(f"{name} has no meaning for data.task regression")
+                    raise ValueError(f"{name} must not be set for data.task regression")
         return self
 
     def sized(self, n_rows: int) -> "Config":
-        """This configuration for so many training rows: see `Model.sized` and `Train.sized`."""
+        """Replace `auto` for `n_rows` training rows; see `Model.sized` and `Train.sized`."""
         return self.model_copy(update={"model": self.model.sized(n_rows), "train": self.train.sized(n_rows)})
 
 
 def is_whole(name: str) -> bool:
-    """Whether a dotted parameter takes whole numbers only."""
+    """True if a dotted parameter takes whole numbers only."""
     *sections, key = name.split(".")
     types = _types(fields_at(tuple(sections))[key].annotation)
     return int in types and float not in types
 
 
 def fields_at(location: tuple[str | int, ...]) -> dict[str, FieldInfo]:
-    """The fields of the section at `location`, by the names they have in the file."""
+    """The fields of the section at `location`, by their names in the file."""
     fields = _fields(Config)
     for key in location:
-        # A key of one's own choice, such as a parameter in search.space, leaves the section as it is.
+        # A free key, such as a parameter in search.space, is not a section.
         if str(key) in fields:
             sections = [kind for kind in _types(fields[str(key)].annotation) if issubclass(kind, Section)]
             fields = _fields(sections[0]) if sections else {}
@@ -401,7 +400,7 @@ def _fields(section: type[Section]) -> dict[str, FieldInfo]:
 
 
 def _types(annotation: Any) -> set[type]:
-    """The classes that an annotation such as `dict[str, Space] | None` is made of."""
+    """The classes in an annotation such as `dict[str, Space] | None`."""
     parts = typing.get_args(annotation)
     found = {annotation} if isinstance(annotation, type) and not parts else set()
     return found.union(*(_types(part) for part in parts))
