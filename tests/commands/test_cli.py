@@ -1,6 +1,5 @@
 """Commands that are not stages."""
 
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -67,15 +66,18 @@ def test_predict_writes_label_and_probabilities_in_the_order_of_the_rows(
         ("weight,colour\n1,red\n", "o.xlsx", "must end in .parquet or .csv"),
     ],
 )
-def test_a_table_that_does_not_fit_ends_in_one_line(trained: Path, table: str, output: str, says: str) -> None:
+@pytest.mark.usefixtures("trained")
+def test_a_table_that_does_not_fit_ends_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], table: str, output: str, says: str
+) -> None:
     Path("new.csv").write_text(table)
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline", "predict", "models/train", "new.csv", "-o", output],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert says in done.stderr
-    assert done.stderr.count("\n") == 1
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        command("predict", "models/train", "new.csv", "-o", output, monkeypatch=monkeypatch)
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert says in said
+    assert said.count("\n") == 1
     assert not Path(output).exists()
 
 

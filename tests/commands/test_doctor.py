@@ -25,6 +25,7 @@ from pipeline.tracking import identity, journal
 from tests.support.clones import call, clone, environment
 from tests.support.params import IRIS
 from tests.support.projects import in_cache, tiny
+from tests.support.shared import once
 
 
 def found(check: str) -> list[Finding]:
@@ -45,6 +46,7 @@ def tree(folder: Path) -> dict[str, tuple[int, int, int]]:
     }
 
 
+@pytest.mark.slow
 def test_a_clone_is_looked_at_quickly_and_nothing_in_it_changes(tmp_path: Path) -> None:
     folder = clone(tmp_path / "clone", IRIS)
     call(folder, "dvc", "repro", "fetch")
@@ -61,6 +63,7 @@ def test_a_clone_is_looked_at_quickly_and_nothing_in_it_changes(tmp_path: Path) 
     assert said.endswith("to be mended: 1\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lacking", [["torch", "mlflow"], ["dvc"], ["pandas", "pydantic", "ruamel", "sklearn", "psutil"]]
 )
@@ -233,10 +236,11 @@ def test_a_server_is_well_or_told_to_be_down_broken_or_hanging(
 
 
 @pytest.fixture
-def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def built(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project of one stage, which writes {} to models/train/model.json."""
     monkeypatch.setenv("PATH", environment()["PATH"])
-    monkeypatch.chdir(tiny(tmp_path / "project"))
+    shutil.copytree(once(tmp_path_factory, "tiny", tiny), tmp_path / "project", symlinks=True)
+    monkeypatch.chdir(tmp_path / "project")
     return Path.cwd()
 
 

@@ -266,6 +266,7 @@ def send_at_once(deliveries: list[delivery.Delivery]) -> list[Exception]:
     return errors
 
 
+@pytest.mark.slow
 def test_two_clones_that_rebuild_the_same_end_with_one_run_and_each_point_once(
     finished: Path, database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

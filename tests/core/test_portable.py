@@ -76,6 +76,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], No
 needs_avx2 = pytest.mark.skipif(not CPUINFO.exists() or "avx2" not in CPUINFO.read_text(), reason="no AVX2 here")
 
 
+@pytest.mark.slow
 @needs_avx2
 def test_other_processors_would_differ_and_portable_makes_them_agree(here: Callable[[bool], None]) -> None:
     usual = sums({})

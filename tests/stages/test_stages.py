@@ -30,6 +30,7 @@ def scores(model: str) -> dict[str, float]:
     return found
 
 
+@pytest.mark.slow
 def test_a_hostile_table_goes_all_the_way(project: Callable[..., Path]) -> None:
     folder = project({"data.source": "data/source/t.csv", "data.target": "label", "data.task": "multiclass"})
     table = hostile_table(400, np.random.default_rng(0))
@@ -47,6 +48,7 @@ def test_a_hostile_table_goes_all_the_way(project: Callable[..., Path]) -> None:
     assert load_bundle(Path("models/champion")).predict(table.drop(columns="label")).shape == (400, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "target", "task"),
     [("sklearn:breast_cancer", "target", "binary"), ("sklearn:diabetes", "target", "regression")],
@@ -75,6 +77,7 @@ def test_only_source_target_and_task_need_to_be_named(
     assert Path("models/champion/README.md").exists()
 
 
+@pytest.mark.slow
 def test_a_transfer_domain_with_other_classes_gets_a_new_last_layer(project: Callable[..., Path]) -> None:
     folder = project(
         {
@@ -97,6 +100,7 @@ def test_a_transfer_domain_with_other_classes_gets_a_new_last_layer(project: Cal
     assert "transfer.accuracy" not in scores("train")
 
 
+@pytest.mark.slow
 def test_finetuning_is_compared_with_the_untouched_and_the_new_network(project: Callable[..., Path]) -> None:
     wine = {
         "data.source": "sklearn:wine",
@@ -116,6 +120,7 @@ def test_finetuning_is_compared_with_the_untouched_and_the_new_network(project: 
     assert "scratch.accuracy" in compared
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("finished")
 def test_the_same_params_give_the_same_bytes() -> None:
     def outputs() -> dict[str, bytes]:
@@ -172,6 +177,7 @@ def test_runs_hold_parameters_curves_metrics_and_origin(monkeypatch: pytest.Monk
     assert len(client.search_model_versions("name = 'nycflights-arrival'")) == 1  # the same bundle, the same version
 
 
+@pytest.mark.slow
 def test_a_stage_reads_no_parameter_that_dvc_does_not_watch(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,7 +249,7 @@ def bad(changes: dict[str, Any], *stages: str) -> str:
         ("prepare", {"data.transfer": {"column": "target", "values": [9]}}, "no row has 'target' in [9]"),
         ("fetch", {"data.source": "sklearn:irs"}, "iris"),
         ("fetch", {"data.source": "nowhere.csv"}, "does not exist"),
-        ("train", {"model.init": "zeros"}, "overfit check"),
+        ("train", {"model.init": "zeros", "train.overfit": {"rows": 32, "steps": 50}}, "overfit check"),
         ("train", {"train.lr": 1e9, "train.overfit": None}, "no longer finite in epoch"),
         ("prepare train finetune", {"finetune.freeze": ["9.*"], "data.transfer": {"column": "sepal width (cm)", "values": [3.0, 2.8, 3.2]}}, "no parameter matches '9.*'"),
         ("register", {"register.minimum": 1.1}, "below register.minimum 1.1"),
@@ -282,6 +288,7 @@ console.run(writers[sys.argv[1]])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["train.safetensors", "table.parquet", "table.csv"])
 def test_a_full_disk_is_one_line_with_the_file_and_loses_nothing(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("as it was")
