@@ -257,7 +257,14 @@ def written(path: Path, content: bytes) -> None:
 TORN = "dvc.lock", "cache", "outputs", "remotes", "bundles"
 
 
-@pytest.mark.parametrize("sum_of_all", ["ab/../../../../../../victim", "ab/../../../../../../victim.dir", "AB" * 16])
+@pytest.mark.parametrize(
+    "sum_of_all",
+    [
+        "ab/../../../../../../victim",
+        pytest.param("ab/../../../../../../victim.dir", marks=pytest.mark.slow),
+        pytest.param("AB" * 16, marks=pytest.mark.slow),
+    ],
+)
 def test_a_sum_that_dvc_never_writes_becomes_no_path(built: Path, sum_of_all: str) -> None:
     lock, victim = Path("dvc.lock"), built.parent / "victim"
     victim.write_text("x")
@@ -271,6 +278,7 @@ def test_a_sum_that_dvc_never_writes_becomes_no_path(built: Path, sum_of_all: st
     assert found("dvc.lock") == found("cache") == found("outputs") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "row",
     [
@@ -293,6 +301,7 @@ def test_a_listing_that_dvc_never_writes_is_named_and_not_followed(built: Path, 
     assert found("dvc.lock") == found("cache") == found("outputs") == []
 
 
+@pytest.mark.slow
 def test_what_the_cache_does_not_have_whole_is_moved_aside_and_never_removed(built: Path) -> None:
     model, mine = Path("models/train/model.json"), b'{"mine": 1}'
     from_cache = "rm -r models/train && dvc checkout models/train"

@@ -93,7 +93,14 @@ def test_a_database_that_is_gone_comes_back_from_what_dvc_has(
     assert {run.info.run_id for run in runs().values()} == {run.info.run_id for run in after.values()}
 
 
-@pytest.mark.parametrize("kept", [None, "refs/tags/v1", "refs/exps/ab/cdef0123456789/ashen-wine"])
+@pytest.mark.parametrize(
+    "kept",
+    [
+        None,
+        pytest.param("refs/tags/v1", marks=pytest.mark.slow),
+        pytest.param("refs/exps/ab/cdef0123456789/ashen-wine", marks=pytest.mark.slow),
+    ],
+)
 def test_a_version_of_a_branch_a_tag_or_an_experiment_comes_back_too(
     project: Callable[..., Path], database: Path, capsys: pytest.CaptureFixture[str], kept: str | None
 ) -> None:

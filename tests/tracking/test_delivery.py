@@ -461,6 +461,7 @@ def test_what_may_pass_is_tried_again(
     assert only_run().info.status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_a_version_that_comes_late_leaves_a_later_champion_and_a_new_one_does_not(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,6 +72,7 @@ def test_a_few_rows_that_are_all_right_do_not_make_a_network_certain(task, n, se
     assert held_out[2] > 5 * held_out[0]  # which those few rows alone would ask for
 
 
+@pytest.mark.slow
 @TASKS
 @pytest.mark.parametrize("n", [10, 40, 160])
 def test_over_networks_of_many_temperatures_the_loss_on_other_rows_falls_however_few_rows_there_were(task, n):
