@@ -1,4 +1,4 @@
-"""`params.yaml` to a `Config` and back; a mistake in it as one line that names the place, the rule and the value."""
+"""Read, check and write `params.yaml`."""
 
 import difflib
 import itertools
@@ -22,11 +22,11 @@ from pipeline.core.secrets import without_secret
 from pipeline.core.settings import NOT_SEARCHED, PRESET, STRONG, Config, fields_at
 
 PATH = Path("params.yaml")
-MAX_BYTES, MAX_VALUES, MAX_OPEN = 2**16, 20_000, 500  # of a file of parameters: size, values with aliases, depth
+MAX_BYTES, MAX_VALUES, MAX_OPEN = 2**16, 20_000, 500  # limits on size, values with aliases, open brackets
 
 
 def load(path: Path = PATH) -> Config:
-    """Read and check `params.yaml`; every mistake comes back as file, line, dotted name, rule and value."""
+    """Read and check `params.yaml`; raises `UserError` with file, line, dotted name, rule and value."""
     text = _text(path)
     values = yaml_values(path, text)
     try:
@@ -36,48 +36,48 @@ def load(path: Path = PATH) -> Config:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Sections of plain values; raises `UserError` for what is no YAML, or would become too much."""
+    """Read sections of plain values; raises `UserError` if the file is not YAML or too large."""
     return yaml_values(path, _text(path))
 
 
 def _text(path: Path) -> str:
     try:
         if not path.is_dir() and not path.is_file():
-            raise FileNotFoundError  # or a pipe, which would be waited for
+            raise FileNotFoundError  # or a pipe, which would block
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
         text = content[:MAX_BYTES].decode("utf-8")
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: run this in the folder of the project") from None
+        raise UserError(f"{path} is missing: run this in the project folder") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start})") from None
     if len(content) > MAX_BYTES:
-        raise UserError(f"{path} is longer than {MAX_BYTES // 1024} KiB: are these parameters?")
+        raise UserError(f"{path} must be at most {MAX_BYTES // 1024} KiB long")
     return text
 
 
 def yaml_values(path: Path, text: str) -> dict[str, Any]:
-    """As `read_yaml`, of a text that stands for the file `path`."""
-    # Counted before the reader sees them: its time grows with the square of the depth.
+    """As `read_yaml`, from the text of the file `path`."""
+    # Counted first, as the time of the YAML reader is quadratic in the depth.
     if max(itertools.accumulate((_OPENS.get(mark, 0) for mark in text), initial=0)) > MAX_OPEN:
-        raise UserError(f"{path} is not YAML: more than {MAX_OPEN} brackets are open at once")
+        raise UserError(f"{path} is not YAML: more than {MAX_OPEN} nested brackets")
     try:
         if "&" in text and _size(_read(text, "safe", YAML.compose), {}) > MAX_VALUES:
-            raise UserError(f"{path} holds more than {MAX_VALUES:,} values once its aliases are written out")
-        # YAML 1.2, as DVC reads it: there 1e-3 is a number.
+            raise UserError(f"{path} must hold at most {MAX_VALUES:,} values, aliases expanded")
+        # YAML 1.2 like DVC, where 1e-3 is a number.
         values = _read(text, "safe")
     except DuplicateKeyError as error:
         key = str(error.problem).split('"')[1] if '"' in str(error.problem) else "a key"
-        raise UserError(f"{path}, line {error.problem_mark.line + 1}: {key} stands twice in its section") from None
+        raise UserError(f"{path}, line {error.problem_mark.line + 1}: duplicate key {key}") from None
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise UserError(f"{path}, line {mark.line + 1 if mark else '?'}: not YAML: {error.problem}") from None
     except UserError:
         raise
-    except (LookupError, AttributeError):  # of ruamel.yaml, at a value such as `!!bool maybe` or `!!int ''`
-        raise UserError(f"{path} is not YAML: a value is not of the type that its tag names") from None
+    except (LookupError, AttributeError):  # raised by ruamel.yaml for values such as `!!bool maybe`
+        raise UserError(f"{path} is not YAML: a value does not match its tag") from None
     except (YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not YAML: {error}") from None
     if not isinstance(values, dict):
@@ -89,11 +89,11 @@ _OPENS = {"[": 1, "{": 1, "]": -1, "}": -1}
 
 
 def _size(node: Node | None, known: dict[int, int]) -> int:
-    """How many values a node holds, each alias counted as what it stands for."""
+    """Number of values in a node, aliases expanded."""
     if not isinstance(node, CollectionNode):
         return 1
     if id(node) not in known:
-        known[id(node)] = MAX_VALUES + 1  # what holds itself has no end
+        known[id(node)] = MAX_VALUES + 1  # for a node that contains itself
         parts = itertools.chain(*node.value) if isinstance(node, MappingNode) else node.value
         known[id(node)] = 1 + sum(_size(part, known) for part in parts)
     return known[id(node)]
@@ -101,12 +101,12 @@ def _size(node: Node | None, known: dict[int, int]) -> int:
 
 def _read(text: str, kind: Literal["safe", "rt"], how: Callable[[YAML, str], Any] = YAML.load) -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", YAMLWarning)  # such as of an anchor used twice, which YAML allows
+        warnings.simplefilter("ignore", YAMLWarning)  # such as for a repeated anchor, which YAML allows
         return how(YAML(typ=kind, pure=True), text)
 
 
 def from_mapping(values: Mapping[str, Any]) -> Config:
-    """A configuration from plain values; raises `UserError` as `load` does."""
+    """Check plain values as a configuration; raises `UserError` like `load`."""
     try:
         return _parse(values)
     except _RefusedError as error:
@@ -114,14 +114,14 @@ def from_mapping(values: Mapping[str, Any]) -> Config:
 
 
 def replaced(config: Config, values: Mapping[str, Any]) -> Config:
-    """A configuration with some dotted parameters at other values, checked again."""
+    """The configuration with other values of some dotted parameters, checked again."""
     return from_mapping(_patched(config.model_dump(mode="json", by_alias=True), values))
 
 
 def adopt(patch: Mapping[str, Any], path: Path = PATH) -> dict[str, tuple[Any, Any]]:
-    """Write the leaves of `patch` into `params.yaml`, keeping its comments; returns old and new value by dotted name."""
+    """Write the leaves of `patch` into `params.yaml`, keep its comments, and return old and new values by dotted name."""
     leaves = flatten(patch)
-    replaced(load(path), leaves)  # refuses what would not load
+    replaced(load(path), leaves)  # raises for invalid values
     yaml = YAML()
     _Representer.add_representer(type(None), lambda to, _: to.represent_scalar("tag:yaml.org,2002:null", "null"))
     yaml.Representer = _Representer
@@ -144,7 +144,7 @@ def dump_yaml(values: Any, yaml: YAML | None = None) -> str:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections to dotted names; an empty section is a leaf."""
+    """Flatten nested sections to dotted names; an empty section is a leaf."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -167,7 +167,7 @@ def _patched(values: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, 
 
 
 def _put(tree: dict[str, Any], name: str, value: Any) -> Any:
-    """Set a dotted name in nested sections, made where they are missing; returns the value it had."""
+    """Set a dotted name in nested sections, adding missing sections; returns the old value."""
     *sections, key = name.split(".")
     for section in sections:
         if not isinstance(tree.get(section), dict):
@@ -179,7 +179,7 @@ def _put(tree: dict[str, Any], name: str, value: Any) -> Any:
 
 
 class _RefusedError(Exception):
-    """A value that the rules refuse, and where it stands."""
+    """A rejected value and its location."""
 
     def __init__(self, location: tuple[str | int, ...], message: str) -> None:
         self.location = location
@@ -193,7 +193,7 @@ def _parse(values: Mapping[str, Any]) -> Config:
 
 
 def _with_preset(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The values, with those of `train.preset` where they are missing or say preset."""
+    """The values, with those of `train.preset` in place of missing ones and of the word preset."""
     train = values.get("train", {})
     strong = not isinstance(train, Mapping) or train.get("preset", "strong") == "strong"
     filled = dict(values)
@@ -209,11 +209,11 @@ def _with_preset(values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _validated(values: Mapping[str, Any]) -> Config:
     try:
-        # By way of JSON: pydantic's strict mode takes a JSON array as a tuple, but not a Python list.
+        # Through JSON, as pydantic's strict mode accepts a JSON array as a tuple, but not a Python list.
         return Config.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         first, *others = error.errors()
-        # A value that may be of several types is refused once for each of them.
+        # A union reports one error per type.
         rules = [_rule(other) for other in others if _keys(other["loc"]) == _keys(first["loc"])]
         raise _RefusedError(first["loc"], _message(first, rules)) from None
     except (TypeError, ValueError, RecursionError) as error:
@@ -221,7 +221,7 @@ def _validated(values: Mapping[str, Any]) -> Config:
 
 
 def _check_space(config: Config) -> None:
-    """Every searched parameter exists, and each end of its range would be accepted in `params.yaml`."""
+    """Raise `_RefusedError` unless each searched parameter exists and accepts both ends of its range."""
     plain = config.model_dump(mode="json", by_alias=True)
     known = [name for name in flatten(plain) if name.startswith(("model.", "train."))]
     for name, space in config.search.space.items():
@@ -244,7 +244,7 @@ def _whole(value: Any) -> Any:
 
 
 def _message(error: Any, more_rules: Sequence[str] = ()) -> str:
-    """One pydantic error as `name rule, got value`."""
+    """Format a pydantic error as `name rule, got value`."""
     name = ".".join(_keys(error["loc"]))
     match error["type"]:
         case "extra_forbidden":
@@ -272,7 +272,7 @@ def _shown(error: Any) -> str:
     return value if len(value) <= 80 else value[:79] + "…"
 
 
-# Where several types are allowed pydantic adds the name of the branch it tried, which is no key of the file.
+# For a union pydantic appends the branch it tried, which is not a key of the file.
 _UNIONS: dict[tuple[str, ...], int] = {
     ("finetune", "freeze"): 2,
     ("model", "ensemble"): 2,
@@ -295,10 +295,10 @@ def _nearest(name: object, known: list[str]) -> str:
 
 
 def _line(text: str, location: tuple[str | int, ...]) -> str:
-    """`, line N` for the deepest part of `location` that stands in the file."""
+    """`, line N` of the deepest part of `location` in the file."""
     try:
         node, line = _read(text, "rt"), None
-    except RecursionError:  # this reader goes deeper than the one that read the values
+    except RecursionError:  # the round-trip reader recurses deeper than the safe one
         return ""
     for key in location:
         try:

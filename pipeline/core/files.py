@@ -1,4 +1,4 @@
-"""Files written whole or not at all, sums to check them by, and what is read back, which anybody may have written."""
+"""Write files atomically, and read files from untrusted sources."""
 
 import errno
 import hashlib
@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import UserError
 
-if TYPE_CHECKING:  # parameters are read before pandas and torch may load: see `processor`
+if TYPE_CHECKING:  # parameters are read before pandas and torch may be imported: see `portable`
     import pandas as pd
     from torch import Tensor
 
-# Of what is read back: bytes of JSON and values in it, bytes that a safetensors file may spend on saying what it holds.
+# Limits on reading: bytes of JSON, values in it, bytes of a safetensors header.
 MAX_JSON, MAX_VALUES, MAX_HEADER = 2**26, 2_000_000, 2**20
 _FORMULA = "=+-@\t\r'＝＋－＠"
 
@@ -29,20 +29,20 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises `UserError` for a relative path, which names an output, if a link in it leads out of the project.
     """
     if not path.is_absolute() and not path.parent.resolve().is_relative_to(Path.cwd().resolve()):
-        raise UserError(f"{path} would be written to {path.parent.resolve()}, outside of the project: remove the link")
+        raise UserError(f"{path} would be written to {path.parent.resolve()}, outside the project: remove the link")
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays: writers such as matplotlib and pandas choose the format by it.
+    # matplotlib and pandas choose the format by the suffix.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
         temporary = Path(folder) / path.name
         try:
             yield temporary
         except OSError as error:
-            # Libraries name the temporary file or none: a person looks for this one.
-            if error.errno != errno.ENOENT:  # of a file that was to be read
+            # Libraries name the temporary file, or none.
+            if error.errno != errno.ENOENT:  # which means a missing input
                 error.filename = str(path)
             raise
-        # Not the private mode that some writers choose: what a project shares, its group can read.
-        umask = os.umask(0o077)  # asking sets it, for all threads: to what lets nobody in
+        # Some writers choose a private mode; a shared project needs the usual one.
+        umask = os.umask(0o077)  # the only way to read it also sets it, for all threads
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         _flush(temporary)
@@ -73,19 +73,19 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def dump_json(value: Any) -> str:
-    """The one way this project spells a value in JSON: the same value, the same bytes."""
+    """The project's only JSON format: equal values give equal bytes."""
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_csv(path: Path, table: "pd.DataFrame") -> None:
-    """Text that a spreadsheet would take for a formula gets an apostrophe in front, and so does text with one already."""
+    """Write CSV. Text that a spreadsheet would run as a formula, or that begins with an apostrophe, gets an apostrophe."""
     import pandas as pd
 
     plain = table.rename(columns=_inert)
     texts = [place for place, dtype in enumerate(table.dtypes) if not pd.api.types.is_numeric_dtype(dtype)]
     for place in texts:
         plain.isetitem(place, plain.iloc[:, place].map(_inert).array)
-    # A cell is quoted for a line feed in it, but for a carriage return, which ends a row elsewhere, only on request.
+    # pandas quotes cells with a line feed by itself, those with a carriage return only on request.
     returns = any("\r" in str(name) for name in plain.columns) or any(
         isinstance(value, str) and "\r" in value for place in texts for value in pd.unique(plain.iloc[:, place])
     )
@@ -100,15 +100,15 @@ def _inert(value: Any) -> Any:
         float(value)
     except ValueError:
         return f"'{value}"
-    return value  # a negative number, which is no formula
+    return value  # a negative number is not a formula
 
 
 def _not_json(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")
 
 
 def json_bytes(path: Path) -> bytes:
-    """The bytes of a JSON file, few enough that what they become stays small."""
+    """The bytes of a JSON file; raises `UserError` above the limits."""
     with path.open("rb") as file:
         content = file.read(MAX_JSON + 1)
     return _few(path, content)
@@ -117,13 +117,13 @@ def json_bytes(path: Path) -> bytes:
 def _few(path: Path, content: bytes) -> bytes:
     if len(content) > MAX_JSON or sum(map(content.count, (b",", b"[", b"{"))) > MAX_VALUES:
         raise UserError(
-            f"{path} holds more than {MAX_JSON >> 20} MiB or {MAX_VALUES:,} values: that is no file of ours"
+            f"{path} holds more than {MAX_JSON >> 20} MiB or {MAX_VALUES:,} values: too large to be a pipeline file"
         )
     return content
 
 
 def read_json(path: Path) -> Any:
-    """A value that `write_json` may have written; raises `UserError` for anything else."""
+    """Read a JSON value; raises `UserError` if the file is not JSON or too large."""
     return parse_json(path, json_bytes(path))
 
 
@@ -135,7 +135,7 @@ def parse_json(path: Path, content: bytes) -> Any:
 
 
 def read_tensors(path: Path) -> "dict[str, Tensor]":
-    """The tensors of a safetensors file, and nothing but tensors: it can hold no code."""
+    """Read the tensors of a safetensors file, a format that cannot hold code."""
     from safetensors.torch import load_file
 
     with path.open("rb") as file:
@@ -144,7 +144,7 @@ def read_tensors(path: Path) -> "dict[str, Tensor]":
 
 
 def parse_tensors(path: Path, content: bytes) -> "dict[str, Tensor]":
-    """`read_tensors` of the bytes of `path`, so that what was summed is what is loaded."""
+    """As `read_tensors`, from the bytes of `path`, so that the bytes that were hashed are loaded."""
     from safetensors.torch import load
 
     tensors_header(path, content[: 8 + MAX_HEADER])
@@ -161,7 +161,7 @@ def _tensors(path: Path, load: "Callable[[], dict[str, Tensor]]") -> "dict[str, 
 
 
 def tensors_header(path: Path, start: bytes) -> dict[str, Any]:
-    """What the first bytes of a safetensors file say of the rest, under "__metadata__" also what its writer said."""
+    """The header of a safetensors file from its first bytes, with metadata under "__metadata__"."""
     length = int.from_bytes(start[:8], "little")
     if not 2 <= length <= min(MAX_HEADER, len(start) - 8):
         raise UserError(f"{path} is not a safetensors file")

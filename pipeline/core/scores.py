@@ -1,4 +1,4 @@
-"""Scores by name: which there are for a task, how they are read and shown."""
+"""Names of scores, how scores are read and shown."""
 
 import re
 from pathlib import Path
@@ -9,22 +9,22 @@ from pipeline.core.settings import Task
 
 
 def task_metrics(task: Task) -> tuple[str, ...]:
-    """Names of what is measured for a task; the first is the one a person looks at."""
+    """Names of the metrics of a task; the first is the headline metric."""
     return ("rmse", "mae", "r2", "loss") if task == "regression" else ("accuracy", "f1", "auroc", "loss")
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether a score such as `val.loss` or `val_rmse` is the better the smaller it is."""
+    """True for errors and losses, such as `val.loss` or `val_rmse`."""
     return re.split("[._]", metric)[-1] in ("loss", "rmse", "mae", "ece", "uncalibrated")
 
 
 def shown(score: float) -> str:
-    """A score as a person reads it: four decimals, or three digits where it is too small for them."""
+    """Format a score with four decimals, or with three significant digits if it is below 0.001."""
     return f"{score:.4f}" if abs(score) >= 0.001 or score == 0 else f"{score:.3g}"
 
 
 def significant(value: float) -> float:
-    """To 7 digits, what a float32 holds: a target may be measured in millionths."""
+    """Round to 7 significant digits, the precision of float32."""
     return float(f"{value:.7g}")
 
 
@@ -34,5 +34,5 @@ def load_scores(folder: Path) -> dict[str, float]:
         raise UserError(f"{path} is missing: run dvc repro")
     scores = files.read_json(path)
     if not isinstance(scores, dict) or not all(isinstance(score, int | float) for score in scores.values()):
-        raise UserError(f"{path} holds no scores: run dvc repro")
+        raise UserError(f"{path} is not a file of scores: run dvc repro")
     return scores

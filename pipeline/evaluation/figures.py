@@ -34,7 +34,7 @@ def confusion(axes: Axes, table: pd.DataFrame) -> None:
     counts = table["rows"].to_numpy().reshape(len(labels), len(labels))
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set(xlabel="predicted", ylabel="actual", title="Confusion (colour: share of the actual class)")
+    axes.set(xlabel="predicted", ylabel="actual", title="Confusion matrix (colour: share of the actual class)")
     if len(labels) <= MAX_CELLS:
         axes.set_xticks(range(len(labels)), labels, rotation=45 if len(labels) > 5 else 0)
         axes.set_yticks(range(len(labels)), labels)
@@ -55,8 +55,8 @@ def curves(axes: Axes, table: pd.DataFrame, title: str, xlabel: str, ylabel: str
 
 
 def calibration(axes: Axes, table: pd.DataFrame) -> None:
-    axes.plot([0, 1], [0, 1], ls="--", color="grey", lw=1, label="as sure as right")
-    axes.plot(table["confidence"], table["accuracy"], marker="o", label="the model")
+    axes.plot([0, 1], [0, 1], ls="--", color="grey", lw=1, label="perfectly calibrated")
+    axes.plot(table["confidence"], table["accuracy"], marker="o", label="model")
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02), title="Calibration")
     axes.legend(fontsize=8)
 

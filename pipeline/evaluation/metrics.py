@@ -1,4 +1,4 @@
-"""What is measured of predictions, by task, with torchmetrics."""
+"""Metrics of predictions, by task, computed with torchmetrics."""
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ def accuracy(predicted_codes: Tensor, y: Tensor) -> float:
 
 
 def _macro_f1(probabilities: Tensor, y: Tensor) -> float:
-    """The mean over the classes that occur in `y` or among the predictions, as scikit-learn has it."""
+    """Mean over the classes that occur in `y` or in the predictions, as in scikit-learn."""
     n_classes = probabilities.shape[1]
     codes = probabilities.argmax(1)
     each = classification.multiclass_f1_score(codes, y, num_classes=n_classes, average="none")
@@ -49,13 +49,13 @@ def _auroc(probabilities: Tensor, y: Tensor) -> dict[str, float]:
     counts = torch.bincount(y, minlength=probabilities.shape[1])
     classes = ((counts > 0) & (counts < len(y))).nonzero().flatten().tolist()
     if probabilities.shape[1] == 2:
-        classes = classes[1:]  # the two curves of a binary task are one
+        classes = classes[1:]  # both classes of a binary task have the same area
     areas = [float(classification.binary_auroc(probabilities[:, k], (y == k).long())) for k in classes]
     return {"auroc": sum(areas) / len(areas)} if areas else {}
 
 
 def calibration_error(probabilities: Tensor, y: Tensor) -> float:
-    """Expected calibration error: how far confidence and accuracy differ, on average (Guo et al. 2017, eq. 3)."""
+    """Expected calibration error: mean distance of confidence and accuracy over bins (Guo et al. 2017, eq. 3)."""
     confidence, codes = probabilities.max(1)
-    sure = confidence.clamp(max=1 - 2**-24)  # torchmetrics would give confidence 1 a bin of its own
+    sure = confidence.clamp(max=1 - 2**-24)  # torchmetrics puts confidence 1 into an extra bin
     return float(classification.binary_calibration_error(sure, (codes == y).long(), n_bins=CALIBRATION_BINS))

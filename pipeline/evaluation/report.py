@@ -1,4 +1,4 @@
-"""What a model is worth on rows it has not seen: numbers, and the tables behind the plots."""
+"""Score a model on validation and test rows, and compute the tables behind the plots."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,22 +16,22 @@ from pipeline.networks import losses
 from pipeline.tables.prepared import load_split
 from pipeline.tables.schema import Schema, Target
 
-MAX_POINTS = 10_000  # rows of a table that a plot shows one by one
-GRID = np.linspace(0, 1, 101)  # where ROC and PR curves are read off
+MAX_POINTS = 10_000  # most rows of a table with one point per row
+GRID = np.linspace(0, 1, 101)  # points at which ROC and PR curves are sampled
 
 
 @dataclass(frozen=True)
 class Report:
-    """Scores by name, and the tables of the plots by name."""
+    """Scores and tables of the plots, by name."""
 
     scores: dict[str, float]
     tables: dict[str, pd.DataFrame]
 
 
 def report(outputs: Tensor, y: Tensor, target: Target, temperature: float | None = None) -> Report:
-    """Judge raw outputs [n, n_outputs] against `y` [n]: any model's, brought to the form of the network's.
+    """Score raw outputs [n, n_outputs], of a network or in its form, against `y` [n].
 
-    With a `temperature`, which the outputs are divided by, the report has the calibration error without it too.
+    Outputs are divided by `temperature`; the calibration error is then reported with and without it.
     """
     uncalibrated, outputs = outputs, outputs / (temperature or 1.0)
     predicted = losses.predictions(outputs, target.task)
@@ -53,7 +53,7 @@ def report(outputs: Tensor, y: Tensor, target: Target, temperature: float | None
 def evaluate(
     outputs: Callable[[str, str], Tensor], target: Target, learned: Schema, temperature: float | None = None
 ) -> Report:
-    """Judge a model on the validation and test rows of each domain whose target is its own.
+    """Score a model on the validation and test rows of each domain that has the model's target.
 
     `outputs(domain, split)` are the model's outputs. Scores are named `test.accuracy` for the source domain and
     `transfer.accuracy` for the transfer domain's test rows; `val.` and `transfer.val.` stand for validation rows. The
@@ -73,7 +73,7 @@ def evaluate(
 
 
 def save(folder: Path, judged: Report) -> None:
-    """Write `metrics.json`, a CSV a table, and the plots."""
+    """Write `metrics.json`, a CSV per table, and the plots."""
     files.write_json(folder / "metrics.json", {name: significant(score) for name, score in judged.scores.items()})
     for name, table in judged.tables.items():
         files.write_csv(folder / f"{name}.csv", table)
@@ -98,7 +98,7 @@ def _residuals(predicted: Tensor, y: Tensor, target: Target) -> pd.DataFrame:
 
 
 def _confusion(predicted: Tensor, y: Tensor, target: Target) -> pd.DataFrame:
-    """A row for each pair of classes, with how often the first was taken for the second."""
+    """One row per pair of actual and predicted class, with the number of rows."""
     n = len(target.classes)
     counts = classification.multiclass_confusion_matrix(predicted.argmax(1), y, num_classes=n).numpy()
     actual, guess = np.divmod(np.arange(n * n), n)
@@ -106,18 +106,18 @@ def _confusion(predicted: Tensor, y: Tensor, target: Target) -> pd.DataFrame:
 
 
 def _curves(predicted: Tensor, y: Tensor, target: Target) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """ROC (tpr at each fpr) and PR (precision at each recall), the mean over classes and a column a class."""
+    """ROC (tpr at each fpr) and PR (precision at each recall): the mean over classes, and one column per class."""
     roc, pr = {}, {}
     for code, name in enumerate(target.classes):
         truth = (y == code).long()
         if not 0 < int(truth.sum()) < len(y):
-            continue  # a class that no test row or every one has draws no curve
+            continue  # a curve needs rows inside and outside of the class
         fpr, tpr, _ = classification.binary_roc(predicted[:, code], truth)
         roc[f"tpr.{name}"] = np.interp(GRID, fpr.numpy(), tpr.numpy())
         precision, recall, _ = classification.binary_precision_recall_curve(predicted[:, code], truth)
-        # The best precision at this recall or a higher one; recall comes in descending order, from 1 to 0.
+        # The best precision at this recall or a higher one; recall is in descending order.
         best = np.maximum.accumulate(precision.numpy())
-        # float32 recalls are off in their last digits.
+        # The tolerance covers float32 rounding of recalls.
         reached = np.searchsorted(recall.numpy()[::-1], GRID - 1e-6)
         pr[f"precision.{name}"] = best[::-1][reached]
     means = [np.mean(list(curves.values()), axis=0) if curves else np.full(len(GRID), np.nan) for curves in (roc, pr)]
@@ -128,7 +128,7 @@ def _curves(predicted: Tensor, y: Tensor, target: Target) -> tuple[pd.DataFrame,
 
 
 def _calibration(predicted: Tensor, y: Tensor) -> pd.DataFrame:
-    """By bin of confidence: its mean, how often the prediction was right, and the rows."""
+    """Mean confidence, accuracy and number of rows, by bin of confidence."""
     confidence, codes = predicted.double().max(1)
     table = pd.DataFrame({"confidence": confidence.numpy(), "accuracy": (codes == y).double().numpy()})
     bins = np.minimum((table["confidence"] * metrics.CALIBRATION_BINS).astype(int), metrics.CALIBRATION_BINS - 1)
@@ -137,7 +137,7 @@ def _calibration(predicted: Tensor, y: Tensor) -> pd.DataFrame:
 
 
 def summary(name: str, scores: Mapping[str, float]) -> str:
-    """The test scores of a model in a line."""
+    """The test scores of a model in one line."""
     listed = {
         key: score for key, score in scores.items() if key.startswith(("test.", "transfer.")) and ".val." not in key
     }

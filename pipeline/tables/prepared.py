@@ -19,19 +19,19 @@ SPLITS = ("train", "val", "test")
 
 
 def save_split(folder: Path, split: str, data: TabularData, rows: np.ndarray) -> None:
-    """One split of a domain; `rows` [n] are the row numbers in the raw table."""
+    """Write one split of a domain; `rows` [n] are row numbers of the raw table."""
     tensors = {"x_num": data.x_num, "x_cat": data.x_cat, "y": data.y, "rows": torch.from_numpy(rows)}
     content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
     files.write_bytes(folder / f"{split}.safetensors", content)
 
 
 def load_split(domain: str, split: str, prepared: Path = PREPARED) -> TabularData:
-    """`domain` is source or transfer; raises `UserError` if prepare has not run."""
+    """Read a split of domain `source` or `transfer`; raises `UserError` if prepare has not run."""
     path = _stored(prepared, domain, split)
     tensors, learned = files.read_tensors(path), load_schema(prepared / "schema.json")
     target = learned.transfer_target if domain == "transfer" else learned.target
     if set(tensors) != {"x_num", "x_cat", "y", "rows"} or target is None:
-        raise UserError(f"{path} is not what prepare writes")
+        raise UserError(f"{path} was not written by prepare: run dvc repro prepare")
     data = TabularData(tensors["x_num"], tensors["x_cat"], tensors["y"])
     check_fit(data, learned, str(path))
     if target.task == "regression":
@@ -39,21 +39,21 @@ def load_split(domain: str, split: str, prepared: Path = PREPARED) -> TabularDat
     else:
         fits = data.y.dtype == torch.int64 and bool(((data.y >= 0) & (data.y < len(target.classes))).all())
     if not fits:
-        raise UserError(f"{path} holds a target that its schema does not know")
+        raise UserError(f"{path} holds targets outside its schema: run dvc repro prepare")
     return data
 
 
 def load_rows(domain: str, split: str, prepared: Path = PREPARED) -> np.ndarray:
-    """[n] row numbers of a split in the raw table."""
+    """Row numbers [n] of a split in the raw table."""
     path = _stored(prepared, domain, split)
     rows = files.read_tensors(path).get("rows")
     if rows is None or rows.dtype != torch.int64 or rows.dim() != 1 or bool((rows < 0).any()):
-        raise UserError(f"{path} is not what prepare writes")
+        raise UserError(f"{path} was not written by prepare: run dvc repro prepare")
     return rows.numpy()
 
 
 def domains(prepared: Path = PREPARED) -> list[str]:
-    """The domains that have rows: source, and transfer where there is one."""
+    """The domains that have rows."""
     return [name for name in ("source", "transfer") if (prepared / name).is_dir()]
 
 

@@ -1,4 +1,4 @@
-"""A checked table to tensors, by numbers fitted on training rows only."""
+"""Turn a validated table into tensors, with a scaler fitted on training rows."""
 
 import json
 import warnings
@@ -18,12 +18,12 @@ from pipeline.tables.schema import PART_FEATURES, Part, Schema
 
 Scaling = Literal["standard", "quantile", "robust"]
 
-LIMIT = 1e6  # scaled values end here, so that no finite input overflows float32 inside the network
-LARGEST = 1e100  # of a raw number: its square is still a float64
-MISSING, UNSEEN, FIRST = 0, 1, 2  # category codes; FIRST is that of the most frequent category
-CHUNK = 65_536  # rows scaled at a time: what scikit-learn copies stays small
+LIMIT = 1e6  # scaled values are clipped here, so that float32 cannot overflow in the network
+LARGEST = 1e100  # raw numbers are clipped here, so that their squares fit into float64
+MISSING, UNSEEN, FIRST = 0, 1, 2  # category codes; FIRST: the most frequent category
+CHUNK = 65_536  # rows scaled at a time, as scikit-learn copies them
 
-# The fitted numbers of each scikit-learn scaler, [d] or [quantiles, d], enough to build it again.
+# Fitted arrays, [d] or [quantiles, d], that restore each scikit-learn scaler.
 _FITTED: dict[Scaling, tuple[str, ...]] = {
     "standard": ("mean_", "scale_"),
     "robust": ("center_", "scale_"),
@@ -33,13 +33,13 @@ _FITTED: dict[Scaling, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Preprocessor:
-    """How raw columns become x_num and x_cat: plain numbers, no code and no pickle."""
+    """A fitted scaler as plain arrays, without code or pickle."""
 
     scaling: Scaling
     numbers: dict[str, Tensor]
 
     def transform(self, table: pd.DataFrame, schema: Schema) -> tuple[Tensor, Tensor]:
-        """A table that `schema.check` returned, as x_num [n, d_num] float32 and x_cat [n, d_cat] codes.
+        """Turn a table from `validation.check` into x_num [n, d_num] float32 and x_cat [n, d_cat] codes.
 
         x_num holds the scaled numbers, zero where missing, and then an indicator for each column that had missing
         values in training.
@@ -67,12 +67,12 @@ class Preprocessor:
 
 
 def fit(table: pd.DataFrame, schema: Schema, scaling: Scaling) -> Preprocessor:
-    """Fit on the checked training rows `table`."""
+    """Fit on validated training rows."""
     raw = numeric_features(table, schema)
     if raw.shape[1] == 0:
         return Preprocessor(scaling, {})
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of a column that is all missing: its scale becomes 1
+        warnings.simplefilter("ignore", RuntimeWarning)  # a column without values gets scale 1
         scaler = _new_scaler(scaling, len(raw)).fit(raw)
     fitted = {
         name: np.nan_to_num(np.asarray(getattr(scaler, name), np.float64), nan=float(name == "scale_"))
@@ -101,7 +101,7 @@ def save_preprocessor(path: Path, preprocessor: Preprocessor) -> None:
 
 
 def load_preprocessor(path: Path, schema: Schema) -> Preprocessor:
-    """Raises `UserError` for a file that holds no preprocessor of columns as `schema` has them."""
+    """Read a preprocessor; raises `UserError` if it does not match `schema`."""
     with path.open("rb") as file:
         said = files.tensors_header(path, file.read(8 + files.MAX_HEADER)).get("__metadata__")
     scaling = str(said.get("preprocessor")).strip('"') if isinstance(said, dict) else None
@@ -109,9 +109,9 @@ def load_preprocessor(path: Path, schema: Schema) -> Preprocessor:
 
 
 def checked(path: Path, scaling: Any, numbers: dict[str, Tensor], schema: Schema) -> Preprocessor:
-    """A preprocessor of numbers that somebody may have made up."""
+    """Build a preprocessor from untrusted arrays; raises `UserError` if they do not match `schema`."""
     if scaling not in _FITTED:
-        raise UserError(f"{path} holds no preprocessor: its scaling is {str(scaling)[:40]!r}")
+        raise UserError(f"{path} is not a preprocessor: its scaling is {str(scaling)[:40]!r}")
     d = n_numeric(schema)
     n_quantiles = len(numbers["references_"]) if "references_" in numbers and numbers["references_"].dim() else 0
     shapes = {"quantiles_": (n_quantiles, d), "references_": (n_quantiles,)}
@@ -120,21 +120,18 @@ def checked(path: Path, scaling: Any, numbers: dict[str, Tensor], schema: Schema
     if found != expected or any(
         tensor.dtype != torch.float64 or not tensor.isfinite().all() for tensor in numbers.values()
     ):
-        raise UserError(f"{path} holds no preprocessor for the columns of its schema")
+        raise UserError(f"{path} is not a preprocessor for the columns of its schema")
     return Preprocessor(scaling, numbers)
 
 
 def n_numeric(schema: Schema) -> int:
-    """Columns that are scaled."""
+    """Number of scaled columns."""
     parts = (part for column in schema.of_kind("datetime") for part in column.parts)
     return len(schema.of_kind("numeric")) + sum(len(PART_FEATURES[part]) for part in parts)
 
 
-# -------------------------------------------------------------------------------------------------------- features
-
-
 def numeric_features(table: pd.DataFrame, schema: Schema) -> np.ndarray:
-    """[n, d] float64: numeric columns as they are, dates and times as the numbers they stand for; NaN where missing."""
+    """Unscaled features [n, d] float64: numbers, then features of dates and times; NaN for missing."""
     columns = [table[column.name].to_numpy(np.float64) for column in schema.of_kind("numeric")]
     for column in schema.of_kind("datetime"):
         columns += [feature for part in column.parts for feature in _moment_features(table[column.name], part)]
@@ -142,7 +139,7 @@ def numeric_features(table: pd.DataFrame, schema: Schema) -> np.ndarray:
 
 
 def _moment_features(moments: pd.Series, part: Part) -> list[np.ndarray]:
-    """What `schema.PART_FEATURES` names: time as a number, and its place on the circles of the year, week and day."""
+    """The features in `PART_FEATURES`: time as a number, and sine and cosine of its position in year, week or day."""
     days = (moments - pd.Timestamp("1970-01-01", tz="UTC")).dt.total_seconds().to_numpy(np.float64) / 86_400
 
     def circle(length: float) -> list[np.ndarray]:
@@ -155,13 +152,13 @@ def _moment_features(moments: pd.Series, part: Part) -> list[np.ndarray]:
 
 
 def indicators(table: pd.DataFrame, schema: Schema) -> np.ndarray:
-    """[n, d] of 0 and 1: which values are missing, for the numbers and dates that had missing values in training."""
+    """Missing indicators [n, d] for the numbers and dates with missing values in training."""
     known = [c.name for kind in ("numeric", "datetime") for c in schema.of_kind(kind) if c.missing]
     return table[known].isna().to_numpy(np.float32)
 
 
 def category_codes(table: pd.DataFrame, schema: Schema) -> np.ndarray:
-    """[n, d] codes: MISSING, UNSEEN, then the categories; uint8 where that holds them, else int16."""
+    """Category codes [n, d], uint8 if it suffices, else int16."""
     dtype = np.uint8 if max(schema.cardinalities, default=0) <= 256 else np.int16
     codes = np.empty((len(table), len(schema.cardinalities)), dtype)
     for place, column in enumerate(schema.of_kind("categorical")):

@@ -1,4 +1,4 @@
-"""`data/raw/`: source tables as read, in Parquet."""
+"""`data/raw/`: source tables as read, stored as Parquet."""
 
 import io
 from collections import Counter
@@ -13,11 +13,11 @@ from pipeline.tables.values import canonical
 RAW_TABLE = Path("data/raw/table.parquet")
 RAW_TRANSFER = Path("data/raw/transfer.parquet")
 MAX_COLUMNS = 20_000
-EXPANSION, FREE_BYTES = 100, 2**24  # a packed file may hold this many times its size, and this much in any case
+EXPANSION, FREE_BYTES = 100, 2**24  # a compressed file may unpack to this many times its size plus these bytes
 
 
 def save_raw(table: pd.DataFrame, path: Path) -> None:
-    """Write a source table as Parquet; a column of mixed types, which Parquet cannot hold, as text."""
+    """Write a source table as Parquet, columns of mixed types as text."""
     import pyarrow
 
     with files.replacing(path) as temporary:
@@ -29,7 +29,7 @@ def save_raw(table: pd.DataFrame, path: Path) -> None:
 
 
 def load_raw(domain: str = "source") -> pd.DataFrame:
-    """The raw table of a domain; the transfer domain has one of its own only where `data.transfer.source` is set."""
+    """The raw table of a domain; the transfer domain has its own only if `data.transfer.source` is set."""
     path = RAW_TRANSFER if domain == "transfer" and RAW_TRANSFER.exists() else RAW_TABLE
     if not path.exists():
         raise UserError(f"{path} is missing: run dvc repro fetch")
@@ -46,7 +46,7 @@ def read_parquet(source: str, content: bytes) -> pd.DataFrame:
 
     try:
         said = parquet.read_metadata(io.BytesIO(content))
-        # A column of one value takes no room in the file, whatever the number of rows.
+        # A constant column takes no space in the file, whatever the number of rows.
         if 8 * said.num_rows * said.num_columns > unpacked_limit(len(content)):
             raise UserError(
                 f"{source} unpacks to more than {EXPANSION} times its size: write it as CSV, if you trust it"
@@ -75,7 +75,7 @@ def read_parquet(source: str, content: bytes) -> pd.DataFrame:
 
 def check_names(source: str, names: list[str]) -> None:
     if len(names) > MAX_COLUMNS:
-        raise UserError(f"{source} has {len(names):,} columns; {MAX_COLUMNS:,} are the most that can be told apart")
+        raise UserError(f"{source} must have at most {MAX_COLUMNS:,} columns, got {len(names):,}")
     twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
-        raise UserError(f"{source}: column name {twice[0]!r} stands {names.count(twice[0])} times in the header")
+        raise UserError(f"{source}: column name {twice[0]!r} occurs {names.count(twice[0])} times in the header")

@@ -1,4 +1,4 @@
-"""`TabularData`, the tensors a network learns from, and how they are drawn in batches."""
+"""`TabularData`: rows as tensors, and batches of them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class TabularData:
 
 
 def batches(data: TabularData, order: Tensor, size: int) -> Iterator[TabularData]:
-    """Rows in the order [K or 1, n], `size` at a time: picked for many batches at once, since few large picks are faster."""
+    """Batches of `size` rows in the order [K or 1, n], gathered for many batches at once, which is faster."""
     for chosen in order.split(PICKED_BATCHES * size, 1):
         picked = data.take(chosen)
         for start in range(0, len(picked), size):
@@ -43,15 +43,15 @@ def batches(data: TabularData, order: Tensor, size: int) -> Iterator[TabularData
 
 
 def check_fit(data: TabularData, learned: Schema, where: str) -> None:
-    """Raises `UserError` unless the rows have the columns of a schema, and no other category codes."""
+    """Raise `UserError` unless the rows have the columns and category codes of a schema."""
     n, limits = len(data.y) if data.y.dim() == 1 else -1, torch.tensor(learned.cardinalities)
     shaped = data.x_num.shape == (n, learned.d_num) and data.x_cat.shape == (n, len(limits))
     typed = data.x_num.dtype == torch.float32 and data.x_cat.dtype in (torch.uint8, torch.int16)
     if not shaped or not typed:
-        raise UserError(f"{where} does not have the columns of the schema: run dvc repro")
+        raise UserError(f"{where} must have the columns of the schema: run dvc repro")
     codes_fit = not data.x_cat.numel() or bool(
         (data.x_cat.amin(0).cpu() >= 0).all() and (data.x_cat.amax(0).cpu() < limits).all()
     )
-    # One sum tells of a NaN or an infinity anywhere, without a copy of the table.
+    # The sum is finite only if every value is, and needs no copy.
     if not codes_fit or not bool(data.x_num.sum().isfinite()):
-        raise UserError(f"{where} holds values that prepare does not write")
+        raise UserError(f"{where} holds values that prepare never writes: run dvc repro")

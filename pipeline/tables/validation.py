@@ -1,4 +1,4 @@
-"""The check of any table against a schema: the only way in, for training and for prediction."""
+"""Validate a table against a schema, for training and for prediction."""
 
 import difflib
 from collections.abc import Sequence
@@ -13,11 +13,9 @@ from pipeline.tables.values import as_plain, canonical
 
 
 def check(table: pd.DataFrame, schema: Schema, where: str) -> pd.DataFrame:
-    """The features of `table`, each column as its kind says: the only way in, for training and for prediction.
+    """Convert the features of `table`: numbers to float64, dates and times to datetime64 in UTC, categories to text.
 
-    Numeric columns come back as float64, datetime columns as datetime64 in UTC, categorical ones as text. Raises
-    `UserError` naming `where`, the row (counted from 1, without the header) and the column of the first value that
-    does not fit.
+    Raises `UserError` with `where`, row (from 1, without the header) and column of the first value that does not fit.
     """
     names = [column.name for column in schema.features]
     absent = [name for name in names if name not in table.columns]
@@ -84,7 +82,7 @@ def _moments(values: pd.Series, date_format: str | None) -> pd.Series:
 
 
 def unseen(table: pd.DataFrame, schema: Schema) -> dict[str, pd.Series]:
-    """By categorical column, how often each value stands in a checked `table` that training never saw."""
+    """Values that training did not see and their counts, by categorical column of a validated table."""
     found = {}
     for column in schema.of_kind("categorical"):
         values = table[column.name].dropna()

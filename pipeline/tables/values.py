@@ -1,4 +1,4 @@
-"""Values of a column as text, dates or numbers, alike however the file stored them."""
+"""Values of a column as text, dates or numbers, independent of how the file stored them."""
 
 from typing import Any
 
@@ -8,23 +8,23 @@ from pandas.api import types as dtypes
 
 
 def canonical(values: pd.Series) -> pd.Series:
-    """Values as text, alike however the file stored them: 3, 3.0 and "3" are one category; missing stays missing."""
+    """Values as text: 3, 3.0 and "3" become the same category; missing stays missing."""
     if dtypes.is_string_dtype(values.dtype) and not dtypes.is_object_dtype(values.dtype):
         return values
     if isinstance(values.dtype, pd.CategoricalDtype):
         names = canonical(pd.Series(values.cat.categories))
-        # Two categories, such as 1 and "1", may become one: through codes, not through a renamed dtype.
+        # Categories such as 1 and "1" become one, so that renaming the dtype would fail.
         return names.reindex(values.cat.codes).set_axis(values.index).astype("str")
     try:
         unique = pd.unique(values.dropna())
-    except TypeError:  # nested values of Parquet have no hash
+    except TypeError:  # nested values of Parquet are not hashable
         return values.map(canonical_value, na_action="ignore").astype("str").where(values.notna())
     spelled = {value: canonical_value(value) for value in unique}
     return values.map(spelled).astype("str").where(values.notna())
 
 
 def canonical_value(value: Any) -> str:
-    if isinstance(value, np.timedelta64):  # which NumPy counts among the integers
+    if isinstance(value, np.timedelta64):  # a subclass of np.integer
         return str(pd.Timedelta(value))
     if isinstance(value, bool | np.bool_):
         return str(bool(value))
@@ -38,7 +38,7 @@ def canonical_value(value: Any) -> str:
 
 
 def as_plain(values: pd.Series) -> tuple[pd.Series, str | None]:
-    """Objects and rare types of Parquet as dates, numbers or text; the second part names what cannot be."""
+    """Objects and rare Parquet types as dates, numbers or text; the second value names types that cannot be converted."""
     if isinstance(values.dtype, pd.CategoricalDtype):
         dtype: Any = values.cat.categories.dtype
         if values.isna().any() and (dtypes.is_integer_dtype(dtype) or dtypes.is_bool_dtype(dtype)):

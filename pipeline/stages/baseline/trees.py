@@ -1,4 +1,4 @@
-"""What needs no network: the majority class or the mean, and gradient-boosted trees on the same rows."""
+"""Baselines without a network: a constant prediction and gradient-boosted trees."""
 
 import numpy as np
 import pandas as pd
@@ -9,11 +9,11 @@ from torch import Tensor
 from pipeline.tables.preprocessing import category_codes, numeric_features
 from pipeline.tables.schema import Schema, Target
 
-MAX_TREE_CATEGORIES = 255  # scikit-learn's limit; a column with more goes in as numbers
+MAX_TREE_CATEGORIES = 255  # scikit-learn's limit; a column with more categories is passed as codes
 
 
 def constant_outputs(y_train: Tensor, n: int, target: Target) -> Tensor:
-    """Outputs that give each of `n` rows the training rows' class shares, or their mean."""
+    """Outputs for `n` rows that predict the class shares, or the mean, of the training rows."""
     if target.task == "regression":
         return y_train.mean().expand(n, 1)
     shares = torch.bincount(y_train, minlength=len(target.classes)) / len(y_train)
@@ -21,9 +21,9 @@ def constant_outputs(y_train: Tensor, n: int, target: Target) -> Tensor:
 
 
 class Trees:
-    """scikit-learn's HistGradientBoosting, with its defaults, on unscaled numbers and whole categories.
+    """scikit-learn's HistGradientBoosting with its defaults, on unscaled numbers and categorical codes.
 
-    The order of its sums follows the number of `threads`, and so do its last digits.
+    The last digits depend on the number of `threads`.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Trees:
         if target.task == "regression":
             self.trees = HistGradientBoostingRegressor(categorical_features=categorical, random_state=seed)
         else:
-            # Early stopping splits the rows by class, which a class of one row does not allow.
+            # Early stopping needs a stratified split, impossible for a class of one row.
             stopping = "auto" if np.bincount(y).min() > 1 else False
             self.trees = HistGradientBoostingClassifier(
                 categorical_features=categorical, random_state=seed, early_stopping=stopping
@@ -52,7 +52,7 @@ class Trees:
         return np.hstack([numeric_features(table, schema), category_codes(table, schema)])
 
     def outputs(self, table: pd.DataFrame) -> Tensor:
-        """Outputs for a checked table, in the form of a network's."""
+        """Outputs for a validated table, in the form of a network's outputs."""
         features = self._features(table, self.schema)
         if self.target.task == "regression":
             return torch.from_numpy(self.trees.predict(features)).float().unsqueeze(1)
@@ -60,6 +60,6 @@ class Trees:
 
 
 def _outputs(probabilities: np.ndarray, target: Target) -> Tensor:
-    """Logits that softmax or sigmoid turn back into `probabilities` [n, classes]."""
+    """Logits whose softmax or sigmoid is `probabilities` [n, classes]."""
     logs = torch.from_numpy(np.log(np.clip(probabilities, 1e-12, 1.0))).float()
     return logs if target.task == "multiclass" else logs[:, 1:] - logs[:, :1]

@@ -1,4 +1,4 @@
-"""What a table is, found out from its rows: the kind of each column, the classes of the target."""
+"""Infer the kind of each column, and the classes or the scale of the target."""
 
 import re
 from typing import Any
@@ -13,13 +13,13 @@ from pipeline.tables.schema import DATE_FORMATS, Column, Kind, Target
 from pipeline.tables.validation import nearest
 from pipeline.tables.values import as_plain, canonical, canonical_value
 
-MAX_INTEGER_CATEGORIES = 10  # a whole-number column with at most this many values is a set of categories
-MAX_WORDS = 5  # texts that a column of numbers may hold for missing values
-MIN_ROWS_A_LABEL = 2  # fewer rows a class on average, and a target is an id or a measurement
+MAX_INTEGER_CATEGORIES = 10  # distinct values up to which a whole-number column is categorical
+MAX_WORDS = 5  # distinct texts that a column of numbers may hold for missing values
+MIN_ROWS_PER_CLASS = 2  # on average; with fewer the target is an id or a measurement
 
 
 def check_names(table: pd.DataFrame, data: Data) -> None:
-    """The columns that `data` names exist; the nearest names are offered where one does not."""
+    """Raise `UserError`, with the nearest names, if the table lacks a column that `data` names."""
     for key, names in {
         "data.target": (data.target,),
         "data.drop": data.drop,
@@ -30,30 +30,30 @@ def check_names(table: pd.DataFrame, data: Data) -> None:
             if name not in table.columns:
                 raise UserError(f"{key}: the table has no column {name!r}{nearest(name, list(table.columns))}")
     if data.split.by in (f"time:{data.target}", f"group:{data.target}"):
-        raise UserError(f"data.split.by must name another column than the target, got {data.split.by}")
+        raise UserError(f"data.split.by must not name the target, got {data.split.by}")
 
 
 def learn_target(values: pd.Series, task: Task) -> Target:
-    """Classes, or mean and standard deviation, of the target without its missing rows.
+    """Learn the classes, or mean and standard deviation, of a target without missing values.
 
-    Raises `UserError` where the values and the task are at odds.
+    Raises `UserError` if the values do not suit the task.
     """
     name = str(values.name)
     values, nested = as_plain(values)
     if nested:
-        raise UserError(f"data.target: {name!r} holds {nested} values")
+        raise UserError(f"data.target: {name!r} must not hold {nested} values")
     n_values = values.nunique()
     numeric = dtypes.is_numeric_dtype(values.dtype) and not dtypes.is_bool_dtype(values.dtype)
     if n_values == 0:
-        raise UserError(f"data.target: {name!r} has no value in any row")
+        raise UserError(f"data.target: {name!r} is missing in every row")
     if numeric and not np.isfinite(values.to_numpy(np.float64)).all():
         row = int(np.argmin(np.isfinite(values.to_numpy(np.float64))))
-        raise UserError(f"data.target: {name!r} is infinite in row {values.index[row] + 1}")
+        raise UserError(f"data.target: {name!r} must be finite, got infinity in row {values.index[row] + 1}")
     if task == "regression":
         if not numeric:
             raise UserError(f"data.task is regression, but {name!r} holds {_sample(values)}: binary or multiclass?")
         if n_values == 1:
-            raise UserError(f"data.target: {name!r} is {values.iloc[0]} in every row; there is nothing to learn")
+            raise UserError(f"data.target: {name!r} must vary, got {values.iloc[0]} in every row")
         numbers = values.to_numpy(np.float64)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             mean, std = float(numbers.mean()), float(numbers.std())
@@ -62,11 +62,11 @@ def learn_target(values: pd.Series, task: Task) -> Target:
         return Target(name=name, task=task, mean=mean, std=std)
     if n_values == 1:
         raise UserError(
-            f"data.target: {name!r} has one class, {canonical_value(values.iloc[0])!r}, in every row; there is nothing to learn"
+            f"data.target: {name!r} must have at least two classes, got {canonical_value(values.iloc[0])!r} in every row"
         )
     if task == "binary" and n_values != 2:
         raise UserError(f"data.task is binary, but {name!r} has {n_values} classes ({_sample(values)}): multiclass?")
-    if len(values) < MIN_ROWS_A_LABEL * n_values:
+    if len(values) < MIN_ROWS_PER_CLASS * n_values:
         kind = "regression?" if numeric else "is it an id?"
         raise UserError(
             f"data.task is {task}, but {name!r} has {n_values} different values in {len(values)} rows: {kind}"
@@ -75,7 +75,7 @@ def learn_target(values: pd.Series, task: Task) -> Target:
 
 
 def _labels(values: pd.Series) -> tuple[Scalar, ...]:
-    """The classes in order, as JSON can hold them."""
+    """The distinct values in order, as JSON holds them."""
     first: dict[str, Scalar] = {}
     for value in pd.unique(values):
         plain = value.item() if isinstance(value, np.generic) else value
@@ -92,10 +92,9 @@ def _sample(values: pd.Series) -> str:
 
 
 def learn_columns(table: pd.DataFrame, train: np.ndarray, data: Data) -> tuple[Column, ...]:
-    """The kind of each column but the target.
+    """Infer the kind of each column except the target.
 
-    How a column is written (its type, its date format) is read from the whole table; what its values are, from the rows
-    `train` alone.
+    Type and date format are inferred from the whole table, categories and missing values from the rows `train` only.
     """
     return tuple(_learn_column(table[name], train, data) for name in table.columns if name != data.target)
 
@@ -114,7 +113,7 @@ def _learn_column(whole: pd.Series, train: np.ndarray, data: Data) -> Column:
     if wanted == "drop":
         return column("drop", "named in data.kinds")
     if data.split.by == f"group:{name}":
-        return column("drop", "the group of the split: known groups say nothing of new ones")
+        return column("drop", "the group of the split, which is new for every new row")
     if nested:
         return column("drop", f"holds {nested} values")
     if wanted == "numeric":
@@ -126,7 +125,7 @@ def _learn_column(whole: pd.Series, train: np.ndarray, data: Data) -> Column:
         return column("drop", "missing in every training row")
     n_values = int(present.nunique())
     if n_values == 1 and len(present) == len(values):
-        return column("drop", f"the same value in every training row: {str(present.iloc[0])[:40]}")
+        return column("drop", f"constant in the training rows: {str(present.iloc[0])[:40]}")
     if dtypes.is_datetime64_any_dtype(values.dtype):
         midnight = (present.dt.normalize() == present).all()
         return column("datetime", "dates", parts=("date",) if midnight else ("date", "time"))
@@ -144,21 +143,21 @@ def _learn_column(whole: pd.Series, train: np.ndarray, data: Data) -> Column:
     if words is not None:
         values = values.mask(values.isin(words))
         beside = f"; {', '.join(map(repr, words))} read as missing" if words else ""
-        return column("numeric", f"text that reads as numbers{beside}", missing_texts=words)
+        return column("numeric", f"text that parses as numbers{beside}", missing_texts=words)
     date_format = known_date_format(unique)
     if date_format:
         parts = DATE_FORMATS[date_format]
         if date_format == "ISO8601":
             moments = pd.to_datetime(unique, format=date_format, utc=True)
             parts = ("date",) if (moments.dt.normalize() == moments).all() else parts
-        return column("datetime", f"text that reads as {date_format}", format=date_format, parts=parts)
+        return column("datetime", f"text that parses as {date_format}", format=date_format, parts=parts)
     if n_values > 50 and n_values > 0.9 * len(present):
         return column("drop", f"text with {n_values} different values in {len(present)} rows: an id or free text")
     return column("categorical", f"text with {n_values} values", categories=_categories(values, data))
 
 
 def _stored_whole(values: pd.Series) -> bool:
-    """Whole numbers in an integer column, or in one that a missing value has turned into floats."""
+    """True for whole numbers, also in a column that missing values have turned into floats."""
     if dtypes.is_integer_dtype(values.dtype):
         return True
     present = values.dropna()
@@ -172,14 +171,14 @@ def _categories(values: pd.Series, data: Data) -> tuple[str, ...]:
 
 
 def _words_among_numbers(unique: pd.Series) -> tuple[str, ...] | None:
-    """The few texts, or none, in a column that otherwise holds numbers; None where it does not."""
+    """The few texts in a column of numbers, to be read as missing; None if the column is not one of numbers."""
     words = unique[pd.to_numeric(unique, errors="coerce").isna()]
     few = len(words) <= min(MAX_WORDS, 0.1 * len(unique))
     return tuple(sorted(words)) if few and len(unique) > 2 * MAX_INTEGER_CATEGORIES else None
 
 
 def known_date_format(unique: pd.Series) -> str | None:
-    """The first known format that every value has."""
+    """The first known format that every value matches."""
     first = unique.head(100).tolist()
     for date_format, parts in DATE_FORMATS.items():
         shape = r"\d{4}-\d{2}-\d{2}([T ].*)?" if date_format == "ISO8601" else r"\d{1,4}[-/.:]\d{1,2}([-/.: ].*)?"

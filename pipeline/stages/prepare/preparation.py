@@ -1,4 +1,4 @@
-"""A raw table to everything that training needs: domains, splits, schema, preprocessor, tensors."""
+"""Turn a raw table into schema, splits, preprocessor and tensors."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +19,12 @@ from pipeline.tables.schema import Schema, Target
 from pipeline.tables.tensors import TabularData
 from pipeline.tables.values import canonical, canonical_value
 
-MAX_SHOWN = 30  # columns of a kind that are printed
+MAX_SHOWN = 30  # printed columns per kind
 
 
 @dataclass(frozen=True)
 class Domain:
-    """Rows of one kind: the checked features of a whole raw table, its target, and the row numbers of each split."""
+    """The validated features and the target of a whole raw table, and the row numbers of each split."""
 
     features: pd.DataFrame
     y: np.ndarray
@@ -33,7 +33,7 @@ class Domain:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` learned; `domains` has source, and transfer where there is one."""
+    """The result of `prepare`; `domains` holds `source` and, if there is one, `transfer`."""
 
     schema: Schema
     preprocessor: Preprocessor
@@ -50,10 +50,9 @@ class Prepared:
 
 
 def prepare(table: pd.DataFrame, second: pd.DataFrame | None, data: Data, seed: int) -> Prepared:
-    """Split the rows of each domain, then learn schema and preprocessor from the source's training rows.
+    """Split the rows of each domain, then fit schema and preprocessor on the training rows of the source domain.
 
-    `second` is the table of `data.transfer.source`, if one is named. Raises `UserError` for a table that does not fit
-    what `data` says of it.
+    `second` is the table of `data.transfer.source`. Raises `UserError` if a table does not match `data`.
     """
     inference.check_names(table, data)
     counts = {"read": len(table)}
@@ -62,7 +61,7 @@ def prepare(table: pd.DataFrame, second: pd.DataFrame | None, data: Data, seed: 
     in_transfer, notes = _transfer_rows(table, data.transfer)
     source_rows = np.flatnonzero(usable & ~in_transfer)
     if not len(source_rows):
-        raise UserError("data.transfer takes every row with a target; none is left for the source domain")
+        raise UserError("data.transfer must leave rows for the source domain, got all rows that have a target")
     target = inference.learn_target(table[data.target].iloc[source_rows], data.task)
     splits = _split(table, source_rows, target, data, seed)
     target = _of_training_rows(table, splits, target)
@@ -70,18 +69,18 @@ def prepare(table: pd.DataFrame, second: pd.DataFrame | None, data: Data, seed: 
     transfer_table, transfer_splits, transfer_target = table, None, None
     if second is not None:
         if data.target not in second.columns:
-            raise UserError(f"data.transfer.source has no column {data.target!r}, the target")
+            raise UserError(f"data.transfer.source lacks the target {data.target!r}")
         transfer_table = second
         usable, dropped = _usable(second, data)
         counts |= {f"transfer_{name}": n for name, n in {"read": len(second), **dropped}.items()}
         in_transfer = np.ones(len(second), bool)
     transfer_rows = np.flatnonzero(usable & in_transfer)
     if in_transfer.any() and not len(transfer_rows):
-        raise UserError(f"data.transfer: no row of the transfer domain has a value of {data.target!r}, the target")
+        raise UserError(f"data.transfer: the target {data.target!r} is missing in every row of the transfer domain")
     if len(transfer_rows):
         _, _, by = data.split.by.partition(":")
         if by and by not in transfer_table.columns:
-            raise UserError(f"data.split.by: data.transfer.source has no column {by!r}")
+            raise UserError(f"data.split.by: data.transfer.source lacks the column {by!r}")
         try:
             transfer_target = _transfer_target(transfer_table[data.target].iloc[transfer_rows], target)
             transfer_splits = _split(transfer_table, transfer_rows, transfer_target, data, seed)
@@ -94,7 +93,7 @@ def prepare(table: pd.DataFrame, second: pd.DataFrame | None, data: Data, seed: 
     schema = Schema(columns=columns, target=target, transfer_target=transfer_target, rows=counts, notes=tuple(notes))
     if not schema.features:
         raise UserError(
-            "no column is left to learn from: " + "; ".join(f"{c.name!r} is {c.reason}" for c in columns[:5])
+            "no column is left as a feature: " + "; ".join(f"{c.name!r} is {c.reason}" for c in columns[:5])
         )
 
     features = validation.check(table, schema, "data.source")
@@ -108,7 +107,7 @@ def prepare(table: pd.DataFrame, second: pd.DataFrame | None, data: Data, seed: 
 
 
 def _usable(table: pd.DataFrame, data: Data) -> tuple[np.ndarray, dict[str, int]]:
-    """Which rows stay [n] bool, and how many do not, by reason."""
+    """Usable rows [n] bool, and the number of rows with a missing target and of duplicates."""
     missing = table[data.target].isna().to_numpy()
     # Nested values of Parquet cannot be compared as they are.
     plain = table.apply(lambda values: values.map(str, na_action="ignore") if values.dtype == object else values)
@@ -118,14 +117,12 @@ def _usable(table: pd.DataFrame, data: Data) -> tuple[np.ndarray, dict[str, int]
 
 
 def _transfer_rows(table: pd.DataFrame, transfer: Transfer | None) -> tuple[np.ndarray, list[str]]:
-    """Which rows [n] bool belong to the transfer domain, and a note where there can be none."""
+    """Rows [n] bool of the transfer domain, and notes for the user."""
     nothing = np.zeros(len(table), bool)
     if transfer is None or transfer.column is None:
         return nothing, []
     if transfer.column not in table.columns:
-        return nothing, [
-            f"data.transfer.column {transfer.column!r} is no column of this table: there is no transfer domain"
-        ]
+        return nothing, [f"no transfer domain: the table has no column {transfer.column!r} (data.transfer.column)"]
     found = canonical(table[transfer.column]).isin([canonical_value(value) for value in transfer.values]).to_numpy()
     if not found.any():
         raise UserError(f"data.transfer: no row has {transfer.column!r} in {list(transfer.values)}")
@@ -139,7 +136,7 @@ def _split(table: pd.DataFrame, rows: np.ndarray, target: Target, data: Data, se
 
 
 def _of_training_rows(table: pd.DataFrame, splits: dict[str, np.ndarray], target: Target) -> Target:
-    """The target with its mean and spread as the training rows have them, or its classes checked to occur there."""
+    """The target with mean and standard deviation of the training rows; raises `UserError` if they lack a class."""
     values = table[target.name].iloc[splits["train"]]
     if target.task == "regression":
         return inference.learn_target(values, target.task)
@@ -154,20 +151,20 @@ def _of_training_rows(table: pd.DataFrame, splits: dict[str, np.ndarray], target
 
 
 def _transfer_target(values: pd.Series, target: Target) -> Target:
-    """The source's target where it covers the transfer domain's values; else one with the classes found there."""
+    """The target of the source domain if it has all classes of the transfer domain, else one with the classes found there."""
     if target.task == "regression":
-        inference.learn_target(values, target.task)  # refuses what is no number
+        inference.learn_target(values, target.task)  # raises for values that are not numbers
         return target
     return target if (target.encode(values) >= 0).all() else inference.learn_target(values, target.task)
 
 
 def _encoded(table: pd.DataFrame, target: Target) -> np.ndarray:
-    """[n] the target of every row, meaningful where it is not missing."""
+    """The encoded target of every row, [n]; undefined for missing values."""
     return target.encode(table[target.name])
 
 
 def describe(learned: Schema) -> str:
-    """What was inferred, for a person to read."""
+    """Summarise the schema for the user."""
     kinds = {kind: learned.of_kind(kind) for kind in ("numeric", "categorical", "datetime", "drop")}
     lines = [f"rows: {', '.join(f'{name} {n:,}' for name, n in learned.rows.items())}"]
     lines += [f"note: {note}" for note in learned.notes]
@@ -175,9 +172,9 @@ def describe(learned: Schema) -> str:
         shown = [f"{c.name} ({c.reason})" if kind == "drop" else c.name for c in columns[:MAX_SHOWN]]
         more = f" and {len(columns) - MAX_SHOWN} more" if len(columns) > MAX_SHOWN else ""
         if columns:
-            lines.append(f"{'set aside' if kind == 'drop' else kind}: {', '.join(shown)}{more}")
+            lines.append(f"{'dropped' if kind == 'drop' else kind}: {', '.join(shown)}{more}")
     of = "mean {0.mean:g}, standard deviation {0.std:g}" if learned.target.task == "regression" else "{0.classes}"
     lines.append(f"target: {learned.target.name}, {of.format(learned.target)}")
     return "\n".join(
-        [*map(printable, lines), "all reasons are in data/prepared/schema.json; data.kinds overrides them"]
+        [*map(printable, lines), "data/prepared/schema.json has the reason for each column; data.kinds overrides it"]
     )

@@ -1,4 +1,4 @@
-"""Rows to training, validation and test."""
+"""Split rows into training, validation and test."""
 
 import numpy as np
 import pandas as pd
@@ -11,10 +11,10 @@ from pipeline.tables.values import canonical
 
 
 def split_rows(table: pd.DataFrame, codes: np.ndarray | None, split: Split, seed: int) -> dict[str, np.ndarray]:
-    """Positions of the train, val and test rows of `table`, each in ascending order.
+    """Positions of the train, val and test rows of `table`, in ascending order.
 
-    `codes` [n] are class codes to stratify a random split by, or None. A class of three rows or more has a row in each
-    split; a rarer one goes to training first. Raises `UserError` if a split is left empty.
+    `codes` [n] are class codes that stratify a random split, or None. A class with three or more rows is in every split;
+    a rarer one is in training first. Raises `UserError` if a split is too small.
     """
     how, _, column = split.by.partition(":")
     rng = np.random.default_rng(seed)
@@ -38,7 +38,7 @@ def _at_random(codes: np.ndarray, split: Split, rng: np.random.Generator) -> np.
     for code in np.unique(codes):
         rows = rng.permutation(np.flatnonzero(codes == code))
         at_least = 1 if len(rows) >= 3 else 0
-        # Training keeps a row of every class, and validation one of a class that has three.
+        # At least one row of every class trains; with three rows or more, one validates.
         n_test = max(0, min(max(at_least, round(len(rows) * split.test)), len(rows) - 1 - at_least))
         n_val = min(max(at_least, round(len(rows) * split.val)), len(rows) - 1 - n_test)
         parts[rows[:n_test]] = "test"
@@ -47,31 +47,31 @@ def _at_random(codes: np.ndarray, split: Split, rng: np.random.Generator) -> np.
 
 
 def _by_time(moments: pd.Series, split: Split) -> np.ndarray:
-    """The past trains, the future tests; rows of one moment stay together."""
+    """Oldest rows train, newest rows test; rows of the same time stay together."""
     if moments.isna().any():
         raise UserError(f"data.split.by: {str(moments.name)!r} is missing in {int(moments.isna().sum())} rows")
     if not pd.api.types.is_numeric_dtype(moments.dtype) and not pd.api.types.is_datetime64_any_dtype(moments.dtype):
         text = canonical(moments)
         date_format = known_date_format(text)
         if date_format is None:
-            raise UserError(f"data.split.by: {str(moments.name)!r} holds neither times nor numbers")
+            raise UserError(f"data.split.by: {str(moments.name)!r} must hold times or numbers")
         moments = pd.to_datetime(text, utc=True, format=date_format)
-    # A row's place in time is the share of rows at or before the first row of its moment.
+    # The share of rows that are older.
     place = moments.rank(method="min", pct=False).sub(1).div(len(moments)).to_numpy()
     return np.select([place < split.train, place < split.train + split.val], ["train", "val"], "test")
 
 
 def _by_group(groups: pd.Series, split: Split, rng: np.random.Generator) -> np.ndarray:
-    """Whole groups to a split, until it has its share of the rows; rows without a group are one group."""
+    """Assign whole groups, the largest first, to the split that lacks most rows; rows without a group form one group."""
     codes, names = pd.factorize(canonical(groups), sort=True, use_na_sentinel=False)
     if len(names) < len(SPLITS):
-        raise UserError(f"data.split.by: {str(groups.name)!r} has {len(names)} groups; three splits need at least 3")
+        raise UserError(f"data.split.by: {str(groups.name)!r} must have at least 3 groups, got {len(names)}")
     sizes = np.bincount(codes)
     wanted = {name: getattr(split, name) * len(groups) for name in SPLITS}
     part = np.empty(len(names), dtype="<U5")
     order = rng.permutation(len(names))
     for left, group in zip(range(len(names), 0, -1), order[np.argsort(-sizes[order], kind="stable")], strict=True):
-        # The largest first, each where most rows are lacking; the last ones where a split would stay empty.
+        # The last groups go to splits that are still empty.
         empty = [name for name in SPLITS if name not in part]
         name = max(empty if left <= len(empty) else SPLITS, key=lambda name: wanted[name])
         part[group] = name

@@ -11,15 +11,20 @@ from pipeline.core.settings import Config, Transfer
 from pipeline.networks.bundle import Bundle
 from pipeline.stages.register.selection import Choice
 
+CANDIDATES = {
+    "train": "the trained network",
+    "search": "the best network of the search",
+    "finetune": "the fine-tuned network",
+}
 CARD = """# {title}
 
-A PyTorch network that predicts {target} ({what}) from {n_features} columns of a table. Chosen among {candidates} for its
-{metric} of {score}.
+A PyTorch network that predicts {target} ({what}) from {n_features} columns of a table. It has the best {metric},
+{score}, of: {candidates}.
 
 ## Data
 
 Source: {source}, {rows}. Split {split}, seed {seed}. {domain}
-What each column is, and why some were set aside, stands in `model.json` under `schema`.
+`model.json` lists the kind of each column, and why some were dropped, under `schema`.
 
 ## Metrics
 
@@ -31,9 +36,9 @@ What each column is, and why some were set aside, stands in `model.json` under `
 
 ## Intended use
 
-For rows like those it learnt from: the same columns, drawn the same way. A category never seen counts as unseen, a missing
-value as missing. {calibrated}It is not known how the model does
-on other populations, or after the world has changed; check the metrics above on new rows before relying on it.
+For rows from the same population, with the same columns. New categories are treated as unseen, missing values as
+missing. {calibrated}The quality on other populations, or after the data have changed, is unknown: check the metrics on new
+rows before relying on the model.
 
 ## How to load
 
@@ -72,9 +77,9 @@ def model_card(
         target=_cell(target.name),
         what=_cell(classes),
         n_features=len(bundle.schema.features),
-        candidates="the trained, the searched and the fine-tuned network",
+        candidates=", ".join(CANDIDATES[name] for name in choice.candidates),
         metric=choice.metric,
-        calibrated="The probabilities are as good as their calibration error (`ece`) says. " if target.classes else "",
+        calibrated="`ece` is the calibration error of the probabilities. " if target.classes else "",
         score=shown(choice.score),
         source=_cell(without_secret(data.source)),
         rows=", ".join(f"{name} {n:,}" for name, n in rows.items()),
@@ -82,9 +87,9 @@ def model_card(
         seed=config.seed,
         domain=_domain(data.transfer) if bundle.schema.transfer_target else "There is no transfer domain.",
         metrics="\n".join(f"| {' | '.join(cells)} |" for cells in table),
-        notes="`test` are rows of the source domain, `transfer` of the transfer domain, `val` the rows it was chosen on."
+        notes="`test` are test rows of the source domain, `transfer` of the transfer domain; `val` are the rows that selected the model."
         + (
-            " Losses are of the standardised target; other errors are in its own units."
+            " The loss is of the standardised target; other errors are in the units of the target."
             if target.task == "regression"
             else ""
         ),
@@ -100,6 +105,6 @@ def _domain(transfer: Transfer | None) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text from a table, as Markdown shows it and never reads it."""
+    """Text that Markdown shows literally."""
     plain = html.escape(printable(" ".join(text.split())), quote=False)
     return re.sub(r"([\\`|\[\]*_{}~$!@])", r"\\\1", plain)

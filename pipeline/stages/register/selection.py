@@ -1,4 +1,4 @@
-"""Which model is the best."""
+"""Select the champion."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,32 +10,34 @@ from pipeline.core.settings import Register, Task
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen model, by what, and how all models did in words."""
+    """The selected model, the metric and its score, and lines that compare all models."""
 
     name: str
     metric: str
     score: float
+    candidates: list[str]
     lines: list[str]
 
 
 def choose(scores: Mapping[str, Mapping[str, float]], register: Register, task: Task) -> Choice:
-    """The model with the best `register.metric` on validation rows, the first of equals.
+    """Select the model with the best `register.metric` on validation rows, the first one of equals.
 
-    A metric of another task gives way to the task's first one, and `minimum` with it. Raises `UserError` if the best
-    is below `register.minimum` (above it, for an error).
+    A metric of another task is replaced by the headline metric of the task, without a minimum. Models without the metric,
+    such as `finetune` without a transfer domain, are skipped. Raises `UserError` if the best one is worse than
+    `register.minimum`.
     """
     metric: str = register.metric
     minimum: float | None = register.minimum
     lines = []
     if metric.rsplit(".", maxsplit=1)[-1] not in task_metrics(task):
         lines.append(
-            f"note: register.metric {metric} is none of {task}: the best val.{task_metrics(task)[0]} counts, without a minimum"
+            f"note: register.metric {metric} does not suit {task}: val.{task_metrics(task)[0]} is used instead, without a minimum"
         )
         metric, minimum = f"val.{task_metrics(task)[0]}", None
     known = {name: found[metric] for name, found in scores.items() if metric in found}
     if not known:
         raise UserError(
-            f"register.metric: no model has {metric}; there is {', '.join(sorted(set().union(*scores.values())))}"
+            f"register.metric must be a metric of some model, got {metric}; known: {', '.join(sorted(set().union(*scores.values())))}"
         )
     sign = 1 if lower_is_better(metric) else -1
     best = min(known, key=lambda name: sign * known[name])
@@ -45,4 +47,4 @@ def choose(scores: Mapping[str, Mapping[str, float]], register: Register, task: 
         raise UserError(
             f"register: the best {metric}, {known[best]:.4f} of {best}, is {side} register.minimum {minimum:g}; nothing was registered"
         )
-    return Choice(best, metric, known[best], lines)
+    return Choice(best, metric, known[best], list(known), lines)
