@@ -1,4 +1,4 @@
-"""`params.yaml` to a `Config` and back; a mistake in it as one line that names the place, the rule and the value."""
+"""Load `params.yaml` as a `Config` and write values back; report an error in it with place, rule and value in one line."""
 
 import difflib
 import itertools
@@ -22,28 +22,36 @@ from pipeline.core.secrets import without_secret
 from pipeline.core.settings import NOT_SEARCHED, PRESET, STRONG, Config, fields_at
 
 PATH = Path("params.yaml")
-MAX_BYTES, MAX_VALUES, MAX_OPEN = 2**16, 20_000, 500  # of a file of parameters: size, values with aliases, depth
+# Limits on a file of parameters: size, values with aliases expanded, depth of brackets.
+MAX_BYTES, MAX_VALUES, MAX_DEPTH = 2**16, 20_000, 500
+# Where several types are allowed, pydantic adds the type that it tried to the location: keep so many parts of it.
+_UNIONS = {
+    "finetune.freeze": 2,
+    "model.ensemble": 2,
+    "train.batch_size": 2,
+    "train.epochs": 2,
+    "data.transfer.values": 4,
+}
 
 
 def load(path: Path = PATH) -> Config:
-    """Read and check `params.yaml`; every mistake comes back as file, line, dotted name, rule and value."""
+    """Read and validate `params.yaml`; raises `UserError` with file, line, dotted name, rule and value."""
     text = _text(path)
-    values = yaml_values(path, text)
     try:
-        return _parse(values)
+        return _parse(yaml_values(path, text))
     except _RefusedError as error:
         raise UserError(f"{path}{_line(text, error.location)}: {error}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Sections of plain values; raises `UserError` for what is no YAML, or would become too much."""
+    """Read sections of plain values; raises `UserError` if the file is not YAML or exceeds a limit."""
     return yaml_values(path, _text(path))
 
 
 def _text(path: Path) -> str:
     try:
         if not path.is_dir() and not path.is_file():
-            raise FileNotFoundError  # or a pipe, which would be waited for
+            raise FileNotFoundError  # also for a pipe, since reading it would block
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
         text = content[:MAX_BYTES].decode("utf-8")
@@ -54,30 +62,30 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start})") from None
     if len(content) > MAX_BYTES:
-        raise UserError(f"{path} is longer than {MAX_BYTES // 1024} KiB: are these parameters?")
+        raise UserError(f"{path} must be at most {MAX_BYTES // 1024} KiB long")
     return text
 
 
 def yaml_values(path: Path, text: str) -> dict[str, Any]:
-    """As `read_yaml`, of a text that stands for the file `path`."""
-    # Counted before the reader sees them: its time grows with the square of the depth.
-    if max(itertools.accumulate((_OPENS.get(mark, 0) for mark in text), initial=0)) > MAX_OPEN:
-        raise UserError(f"{path} is not YAML: more than {MAX_OPEN} brackets are open at once")
+    """Parse the text of the file `path` as `read_yaml` does."""
+    # Checked before parsing, whose time grows with the square of the depth.
+    opened = {"[": 1, "{": 1, "]": -1, "}": -1}
+    if max(itertools.accumulate((opened.get(mark, 0) for mark in text), initial=0)) > MAX_DEPTH:
+        raise UserError(f"{path} is not YAML: brackets are nested more than {MAX_DEPTH} deep")
     try:
         if "&" in text and _size(_read(text, "safe", YAML.compose), {}) > MAX_VALUES:
-            raise UserError(f"{path} holds more than {MAX_VALUES:,} values once its aliases are written out")
-        # YAML 1.2, as DVC reads it: there 1e-3 is a number.
-        values = _read(text, "safe")
+            raise UserError(f"{path} must hold at most {MAX_VALUES:,} values with its aliases expanded")
+        values = _read(text, "safe")  # YAML 1.2, as DVC reads it: 1e-3 is a number
     except DuplicateKeyError as error:
         key = str(error.problem).split('"')[1] if '"' in str(error.problem) else "a key"
-        raise UserError(f"{path}, line {error.problem_mark.line + 1}: {key} stands twice in its section") from None
+        raise UserError(f"{path}, line {error.problem_mark.line + 1}: duplicate key {key}") from None
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise UserError(f"{path}, line {mark.line + 1 if mark else '?'}: not YAML: {error.problem}") from None
     except UserError:
         raise
-    except (LookupError, AttributeError):  # of ruamel.yaml, at a value such as `!!bool maybe` or `!!int ''`
-        raise UserError(f"{path} is not YAML: a value is not of the type that its tag names") from None
+    except (LookupError, AttributeError):  # raised by ruamel.yaml for values such as `!!bool maybe` or `!!int ''`
+        raise UserError(f"{path} is not YAML: a value does not have the type of its tag") from None
     except (YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not YAML: {error}") from None
     if not isinstance(values, dict):
@@ -85,15 +93,12 @@ def yaml_values(path: Path, text: str) -> dict[str, Any]:
     return values
 
 
-_OPENS = {"[": 1, "{": 1, "]": -1, "}": -1}
-
-
 def _size(node: Node | None, known: dict[int, int]) -> int:
-    """How many values a node holds, each alias counted as what it stands for."""
+    """Count the values of a node with its aliases expanded."""
     if not isinstance(node, CollectionNode):
         return 1
     if id(node) not in known:
-        known[id(node)] = MAX_VALUES + 1  # what holds itself has no end
+        known[id(node)] = MAX_VALUES + 1  # the size of a node that contains itself
         parts = itertools.chain(*node.value) if isinstance(node, MappingNode) else node.value
         known[id(node)] = 1 + sum(_size(part, known) for part in parts)
     return known[id(node)]
@@ -101,12 +106,12 @@ def _size(node: Node | None, known: dict[int, int]) -> int:
 
 def _read(text: str, kind: Literal["safe", "rt"], how: Callable[[YAML, str], Any] = YAML.load) -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", YAMLWarning)  # such as of an anchor used twice, which YAML allows
+        warnings.simplefilter("ignore", YAMLWarning)  # such as for an anchor defined twice, which YAML allows
         return how(YAML(typ=kind, pure=True), text)
 
 
 def from_mapping(values: Mapping[str, Any]) -> Config:
-    """A configuration from plain values; raises `UserError` as `load` does."""
+    """Validate plain values; raises `UserError` with dotted name, rule and value."""
     try:
         return _parse(values)
     except _RefusedError as error:
@@ -114,14 +119,14 @@ def from_mapping(values: Mapping[str, Any]) -> Config:
 
 
 def replaced(config: Config, values: Mapping[str, Any]) -> Config:
-    """A configuration with some dotted parameters at other values, checked again."""
+    """Copy a configuration with new values by dotted name, and validate it."""
     return from_mapping(_patched(config.model_dump(mode="json", by_alias=True), values))
 
 
 def adopt(patch: Mapping[str, Any], path: Path = PATH) -> dict[str, tuple[Any, Any]]:
     """Write the leaves of `patch` into `params.yaml`, keeping its comments; returns old and new value by dotted name."""
     leaves = flatten(patch)
-    replaced(load(path), leaves)  # refuses what would not load
+    replaced(load(path), leaves)  # raises before anything is written
     yaml = YAML()
     _Representer.add_representer(type(None), lambda to, _: to.represent_scalar("tag:yaml.org,2002:null", "null"))
     yaml.Representer = _Representer
@@ -134,7 +139,7 @@ def adopt(patch: Mapping[str, Any], path: Path = PATH) -> dict[str, tuple[Any, A
 
 
 class _Representer(RoundTripRepresenter):
-    """Writes null as a word: an empty value is easily taken for a forgotten one."""
+    """Write null as a word, since an empty value looks forgotten."""
 
 
 def dump_yaml(values: Any, yaml: YAML | None = None) -> str:
@@ -144,7 +149,7 @@ def dump_yaml(values: Any, yaml: YAML | None = None) -> str:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections to dotted names; an empty section is a leaf."""
+    """Turn nested sections into dotted names; an empty section is a leaf."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -155,7 +160,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
+    """Invert `flatten`."""
     return _patched({}, leaves)
 
 
@@ -167,7 +172,7 @@ def _patched(values: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, 
 
 
 def _put(tree: dict[str, Any], name: str, value: Any) -> Any:
-    """Set a dotted name in nested sections, made where they are missing; returns the value it had."""
+    """Set a dotted name, creating missing sections; returns the old value."""
     *sections, key = name.split(".")
     for section in sections:
         if not isinstance(tree.get(section), dict):
@@ -179,7 +184,7 @@ def _put(tree: dict[str, Any], name: str, value: Any) -> Any:
 
 
 class _RefusedError(Exception):
-    """A value that the rules refuse, and where it stands."""
+    """A value that breaks a rule, and its location."""
 
     def __init__(self, location: tuple[str | int, ...], message: str) -> None:
         self.location = location
@@ -193,7 +198,7 @@ def _parse(values: Mapping[str, Any]) -> Config:
 
 
 def _with_preset(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The values, with those of `train.preset` where they are missing or say preset."""
+    """Fill in the values of `train.preset` where a value is missing or `preset`."""
     train = values.get("train", {})
     strong = not isinstance(train, Mapping) or train.get("preset", "strong") == "strong"
     filled = dict(values)
@@ -209,19 +214,19 @@ def _with_preset(values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _validated(values: Mapping[str, Any]) -> Config:
     try:
-        # By way of JSON: pydantic's strict mode takes a JSON array as a tuple, but not a Python list.
+        # Via JSON, since pydantic's strict mode accepts a JSON array as a tuple, but not a Python list.
         return Config.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         first, *others = error.errors()
-        # A value that may be of several types is refused once for each of them.
+        # For a value of several allowed types, pydantic reports an error for each type.
         rules = [_rule(other) for other in others if _keys(other["loc"]) == _keys(first["loc"])]
         raise _RefusedError(first["loc"], _message(first, rules)) from None
     except (TypeError, ValueError, RecursionError) as error:
-        raise _RefusedError((), f"must hold plain values under names: {error}") from None
+        raise _RefusedError((), f"must map names to plain values: {error}") from None
 
 
 def _check_space(config: Config) -> None:
-    """Every searched parameter exists, and each end of its range would be accepted in `params.yaml`."""
+    """Check that every searched parameter exists and that `params.yaml` would accept each end of its range."""
     plain = config.model_dump(mode="json", by_alias=True)
     known = [name for name in flatten(plain) if name.startswith(("model.", "train."))]
     for name, space in config.search.space.items():
@@ -229,22 +234,18 @@ def _check_space(config: Config) -> None:
         if name.startswith(NOT_SEARCHED):
             raise _RefusedError(here, f"search.space.{name} has no effect on a trial")
         if name not in known:
-            raise _RefusedError(
-                here, f"search.space.{name} is not a parameter of model or train{_nearest(name, known)}"
-            )
+            unknown = f"search.space.{name} is not a parameter of model or train{_nearest(name, known)}"
+            raise _RefusedError(here, unknown)
         for value in space.ends:
             try:
-                _validated(_patched(plain, {name: _whole(value)}))
+                whole = isinstance(value, float) and value.is_integer()
+                _validated(_patched(plain, {name: int(value) if whole else value}))
             except _RefusedError as error:
                 raise _RefusedError(here, f"search.space.{name}: {error}") from None
 
 
-def _whole(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
 def _message(error: Any, more_rules: Sequence[str] = ()) -> str:
-    """One pydantic error as `name rule, got value`."""
+    """Format a pydantic error as `name rule, got value`."""
     name = ".".join(_keys(error["loc"]))
     match error["type"]:
         case "extra_forbidden":
@@ -272,21 +273,12 @@ def _shown(error: Any) -> str:
     return value if len(value) <= 80 else value[:79] + "…"
 
 
-# Where several types are allowed pydantic adds the name of the branch it tried, which is no key of the file.
-_UNIONS: dict[tuple[str, ...], int] = {
-    ("finetune", "freeze"): 2,
-    ("model", "ensemble"): 2,
-    ("train", "batch_size"): 2,
-    ("train", "epochs"): 2,
-    ("data", "transfer", "values"): 4,
-}
-
-
 def _keys(location: tuple[str | int, ...]) -> list[str]:
+    keys = [str(key) for key in location]
     for union, depth in _UNIONS.items():
-        if location[: len(union)] == union:
-            location = location[:depth]
-    return [str(key) for key in location]
+        if ".".join(keys).startswith(f"{union}."):
+            keys = keys[:depth]
+    return keys
 
 
 def _nearest(name: object, known: list[str]) -> str:
@@ -295,10 +287,10 @@ def _nearest(name: object, known: list[str]) -> str:
 
 
 def _line(text: str, location: tuple[str | int, ...]) -> str:
-    """`, line N` for the deepest part of `location` that stands in the file."""
+    """Return `, line N` for the deepest part of `location` that is in the file."""
     try:
         node, line = _read(text, "rt"), None
-    except RecursionError:  # this reader goes deeper than the one that read the values
+    except RecursionError:  # this reader recurses deeper than the one that read the values
         return ""
     for key in location:
         try:

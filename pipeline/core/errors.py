@@ -1,21 +1,23 @@
-"""Mistakes that are the user's to mend, and how they are shown."""
+"""Errors that the user can fix, and how they are printed."""
 
-MAX_LINE = 1000  # characters: a column's name may be as long as a book
+MAX_LINE = 1000  # characters: a column name in a message may be of any length
 
 
 class UserError(ValueError):
-    """Names the place, the rule and the value in one line; ends in exit status 1, never in a traceback."""
+    """An error in the user's input, printed as one line with exit status 1 instead of a traceback.
+
+    The message names the place, the rule and the value.
+    """
 
     def __init__(self, message: str) -> None:
-        # What a person or a library put into the message may hold line breaks.
-        line = printable(" ".join(message.split()))
+        line = printable(" ".join(message.split()))  # values and library messages may contain line breaks
         super().__init__(line if len(line) <= MAX_LINE else line[: MAX_LINE - 1] + "…")
 
 
 def printable(text: str) -> str:
-    """Text that a terminal shows and does not obey: control characters are spelled out."""
+    """Escape control characters, so that a terminal shows them instead of obeying them."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class DivergedError(UserError):
-    """The loss left the numbers: it became NaN or infinite."""
+    """The loss became NaN or infinite."""

@@ -269,8 +269,8 @@ def test_transfer_that_is_neither_or_both_is_refused(params, source):
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("seed: 42", "seed: 42\nseed: 43", "line 4: seed stands twice"),
-        ("  lr: preset", "  lr: 0.05\n  lr: 0.06", "line 37: lr stands twice"),
+        ("seed: 42", "seed: 42\nseed: 43", "line 4: duplicate key seed"),
+        ("  lr: preset", "  lr: 0.05\n  lr: 0.06", "line 37: duplicate key lr"),
         ("seed: 42", "seed: [42", "line 4: not YAML"),
         ("seed: 42", "\tseed: 42", "line 3: not YAML"),
         ("seed: 42", "seed: !point 3", "line 3: not YAML"),
