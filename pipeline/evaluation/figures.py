@@ -1,4 +1,4 @@
-"""The plots of reports and searches, as PNG."""
+"""Plot the tables of a report."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -10,12 +10,12 @@ from matplotlib.axes import Axes
 
 from pipeline.core.plotting import plain_label, save
 
-MAX_CURVES = 8  # classes drawn by name; more would not be told apart
-MAX_CELLS = 20  # classes whose counts are written into the confusion matrix
+MAX_CURVES = 8  # classes with a curve of their own
+MAX_CELLS = 20  # classes up to which the confusion matrix shows counts
 
 
 def save_report(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
-    """A PNG for each table of an evaluation that has a plot."""
+    """Write a PNG for each table that has a plot."""
     plots: dict[str, Callable[..., None]] = {
         "confusion": confusion,
         "roc": partial(curves, title="ROC", xlabel="false positive rate", ylabel="true positive rate"),
@@ -24,8 +24,7 @@ def save_report(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
         "residuals": residuals,
     }
     for name, table in tables.items():
-        draw = plots.get(name.removeprefix("transfer_"))
-        if draw is not None:
+        if draw := plots.get(name.removeprefix("transfer_")):
             save(folder / f"{name}.png", partial(draw, table=table))
 
 
@@ -39,10 +38,8 @@ def confusion(axes: Axes, table: pd.DataFrame) -> None:
         axes.set_xticks(range(len(labels)), labels, rotation=45 if len(labels) > 5 else 0)
         axes.set_yticks(range(len(labels)), labels)
         for (row, column), count in np.ndenumerate(counts):
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(
-                column, row, f"{count:,}", ha="center", va="center", color=colour, fontsize=9 if len(labels) < 8 else 6
-            )
+            colour, size = "white" if shares[row, column] > 0.5 else "black", 9 if len(labels) < 8 else 6
+            axes.text(column, row, f"{count:,}", ha="center", va="center", color=colour, fontsize=size)
 
 
 def curves(axes: Axes, table: pd.DataFrame, title: str, xlabel: str, ylabel: str) -> None:
@@ -55,8 +52,8 @@ def curves(axes: Axes, table: pd.DataFrame, title: str, xlabel: str, ylabel: str
 
 
 def calibration(axes: Axes, table: pd.DataFrame) -> None:
-    axes.plot([0, 1], [0, 1], ls="--", color="grey", lw=1, label="as sure as right")
-    axes.plot(table["confidence"], table["accuracy"], marker="o", label="the model")
+    axes.plot([0, 1], [0, 1], ls="--", color="grey", lw=1, label="perfectly calibrated")
+    axes.plot(table["confidence"], table["accuracy"], marker="o", label="model")
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02), title="Calibration")
     axes.legend(fontsize=8)
 

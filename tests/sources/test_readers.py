@@ -109,7 +109,7 @@ def test_ragged_row_is_refused_with_its_line(source, content, line, cells):
         ("\ufeff", "is empty"),
         ("a,b\n", "header but no rows"),
         ("a,b", "header but no rows"),
-        ("a,b,a\n1,2,3\n", "'a' stands 2 times"),
+        ("a,b,a\n1,2,3\n", "must be unique, got 'a' 2 times"),
         ('a,b\n"x,1\ny,2\n', "t.csv"),
     ],
 )
@@ -163,14 +163,14 @@ packed = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
 
 @pytest.mark.parametrize(
     ("name", "content", "said"),
-    [(f"t.csv{suffix}", b"a,b\n1,2\n", f"not a whole {suffix} file") for suffix in [*packed, ".zip"]]
-    + [(f"t.csv{suffix}", pack(text().encode())[:-9], f"not a whole {suffix}") for suffix, pack in packed.items()]
-    + [(f"t.csv{suffix}", pack(b"a" * 999)[:20] + b"x" * 40, "not a whole") for suffix, pack in packed.items()]
+    [(f"t.csv{suffix}", b"a,b\n1,2\n", f"not a complete {suffix} file") for suffix in [*packed, ".zip"]]
+    + [(f"t.csv{suffix}", pack(text().encode())[:-9], f"not a complete {suffix}") for suffix, pack in packed.items()]
+    + [(f"t.csv{suffix}", pack(b"a" * 999)[:20] + b"x" * 40, "not a complete") for suffix, pack in packed.items()]
     + [
-        ("t.csv.gz", gzip.compress(b"")[:10] + b"\xff" * 30, "not a whole .gz file"),
-        ("t.zip", zipped("a.csv", content=b"a,b\n1,2\n").replace(b"1,2", b"1,3"), "not a whole .zip file"),
-        ("t.zip", zipped("a.csv", "b.csv"), "found 2: a.csv, b.csv"),
-        ("t.zip", zipped("a.md"), "found 0: none"),
+        ("t.csv.gz", gzip.compress(b"")[:10] + b"\xff" * 30, "not a complete .gz file"),
+        ("t.zip", zipped("a.csv", content=b"a,b\n1,2\n").replace(b"1,2", b"1,3"), "not a complete .zip file"),
+        ("t.zip", zipped("a.csv", "b.csv"), "got 2: a.csv, b.csv"),
+        ("t.zip", zipped("a.md"), "got 0: none"),
         ("t.zip", encrypted(), "encrypted"),
         ("t.parquet", b"PAR1", "not a Parquet file"),
         ("t.parquet", b"PAR1" + b"x" * 100 + b"PAR1", "not a Parquet file"),
@@ -220,7 +220,7 @@ def test_missing_file_is_told_with_the_nearest_name(source):
     assert "data/source" in refusal("nothing-like-it.parquet")
     assert "folder" in refusal("data")
     for endless in ("/dev/zero", "file:///dev/zero"):
-        assert "is no file" in refusal(endless)
+        assert "is not a file" in refusal(endless)
     assert "sklearn:irs" in refusal("sklearn:irs")
     assert "iris" in refusal("sklearn:irs")
 

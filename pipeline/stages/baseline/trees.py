@@ -1,4 +1,4 @@
-"""What needs no network: the majority class or the mean, and gradient-boosted trees on the same rows."""
+"""Baselines without a network: a constant prediction, and gradient-boosted trees."""
 
 import numpy as np
 import pandas as pd
@@ -9,11 +9,11 @@ from torch import Tensor
 from pipeline.tables.preprocessing import category_codes, numeric_features
 from pipeline.tables.schema import Schema, Target
 
-MAX_TREE_CATEGORIES = 255  # scikit-learn's limit; a column with more goes in as numbers
+MAX_TREE_CATEGORIES = 255  # scikit-learn's limit; the codes of a column with more are used as numbers
 
 
 def constant_outputs(y_train: Tensor, n: int, target: Target) -> Tensor:
-    """Outputs that give each of `n` rows the training rows' class shares, or their mean."""
+    """Predict the class shares, or the mean, of the training rows for each of `n` rows."""
     if target.task == "regression":
         return y_train.mean().expand(n, 1)
     shares = torch.bincount(y_train, minlength=len(target.classes)) / len(y_train)
@@ -21,9 +21,9 @@ def constant_outputs(y_train: Tensor, n: int, target: Target) -> Tensor:
 
 
 class Trees:
-    """scikit-learn's HistGradientBoosting, with its defaults, on unscaled numbers and whole categories.
+    """scikit-learn's HistGradientBoosting with its defaults, on unscaled numbers and category codes.
 
-    The order of its sums follows the number of `threads`, and so do its last digits.
+    The last digits of the outputs depend on `threads`, which decides the order of summation.
     """
 
     def __init__(
@@ -33,17 +33,15 @@ class Trees:
 
         features = self._features(table, schema)
         n_num = features.shape[1] - len(schema.cardinalities)
-        whole = [size <= MAX_TREE_CATEGORIES for size in schema.cardinalities]
-        categorical = np.array([False] * n_num + whole)
+        small = [size <= MAX_TREE_CATEGORIES for size in schema.cardinalities]
+        options = {"categorical_features": np.array([False] * n_num + small), "random_state": seed}
         self.schema, self.target = schema, target
         if target.task == "regression":
-            self.trees = HistGradientBoostingRegressor(categorical_features=categorical, random_state=seed)
+            self.trees = HistGradientBoostingRegressor(**options)
         else:
             # Early stopping splits the rows by class, which a class of one row does not allow.
             stopping = "auto" if np.bincount(y).min() > 1 else False
-            self.trees = HistGradientBoostingClassifier(
-                categorical_features=categorical, random_state=seed, early_stopping=stopping
-            )
+            self.trees = HistGradientBoostingClassifier(**options, early_stopping=stopping)
         with threadpool_limits(threads):
             self.trees.fit(features, y)
 
@@ -52,7 +50,7 @@ class Trees:
         return np.hstack([numeric_features(table, schema), category_codes(table, schema)])
 
     def outputs(self, table: pd.DataFrame) -> Tensor:
-        """Outputs for a checked table, in the form of a network's."""
+        """Predict a checked table, in the form of a network's outputs."""
         features = self._features(table, self.schema)
         if self.target.task == "regression":
             return torch.from_numpy(self.trees.predict(features)).float().unsqueeze(1)
@@ -60,6 +58,6 @@ class Trees:
 
 
 def _outputs(probabilities: np.ndarray, target: Target) -> Tensor:
-    """Logits that softmax or sigmoid turn back into `probabilities` [n, classes]."""
+    """Return the logits of `probabilities` [n, classes]."""
     logs = torch.from_numpy(np.log(np.clip(probabilities, 1e-12, 1.0))).float()
     return logs if target.task == "multiclass" else logs[:, 1:] - logs[:, :1]

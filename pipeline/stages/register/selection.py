@@ -1,4 +1,4 @@
-"""Which model is the best."""
+"""Choose the best model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,39 +10,36 @@ from pipeline.core.settings import Register, Task
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen model, by what, and how all models did in words."""
+    """The chosen model, the metric and score it was chosen for, all candidates, and lines to print."""
 
     name: str
     metric: str
     score: float
+    candidates: tuple[str, ...]
     lines: list[str]
 
 
 def choose(scores: Mapping[str, Mapping[str, float]], register: Register, task: Task) -> Choice:
-    """The model with the best `register.metric` on validation rows, the first of equals.
+    """Choose the model with the best `register.metric` on validation rows, the first of equals.
 
-    A metric of another task gives way to the task's first one, and `minimum` with it. Raises `UserError` if the best
-    is below `register.minimum` (above it, for an error).
+    Models without that score are not candidates. For a metric of another task, the headline metric of this task is used
+    instead, without a minimum. Raises `UserError` if the best score is worse than `register.minimum`.
     """
+    lines: list[str] = []
     metric: str = register.metric
     minimum: float | None = register.minimum
-    lines = []
+    headline = f"val.{task_metrics(task)[0]}"
     if metric.rsplit(".", maxsplit=1)[-1] not in task_metrics(task):
-        lines.append(
-            f"note: register.metric {metric} is none of {task}: the best val.{task_metrics(task)[0]} counts, without a minimum"
-        )
-        metric, minimum = f"val.{task_metrics(task)[0]}", None
+        lines.append(f"note: register.metric {metric} is not a metric of {task}: using {headline} without a minimum")
+        metric, minimum = headline, None
     known = {name: found[metric] for name, found in scores.items() if metric in found}
     if not known:
-        raise UserError(
-            f"register.metric: no model has {metric}; there is {', '.join(sorted(set().union(*scores.values())))}"
-        )
+        others = ", ".join(sorted(set().union(*scores.values())))
+        raise UserError(f"register.metric must be a score of a model, got {metric}: choose from {others}")
     sign = 1 if lower_is_better(metric) else -1
     best = min(known, key=lambda name: sign * known[name])
     lines += [f"{name}: {metric} {score:.4f}{' (champion)' if name == best else ''}" for name, score in known.items()]
     if minimum is not None and sign * known[best] > sign * minimum:
-        side = "above" if lower_is_better(metric) else "below"
-        raise UserError(
-            f"register: the best {metric}, {known[best]:.4f} of {best}, is {side} register.minimum {minimum:g}; nothing was registered"
-        )
-    return Choice(best, metric, known[best], lines)
+        side = f"{'above' if lower_is_better(metric) else 'below'} register.minimum {minimum:g}"
+        raise UserError(f"the best {metric}, {known[best]:.4f} of {best}, is {side}: nothing was registered")
+    return Choice(best, metric, known[best], tuple(known), lines)

@@ -13,15 +13,15 @@ def register(metric="val.accuracy", minimum=0.5):
     return Register(name="model", metric=metric, minimum=minimum)
 
 
-def card(of, **leaves):
+def card(of, models=("train",), **leaves):
     bundle = samples.bundle(of)
     bundle.params["model.activation"] = "a|b<i>"
     scores = {"val.loss": 0.1234, "test.accuracy": 0.9, "test.loss": 0.2}
     trees = {"test.accuracy": 0.85, "constant.test.accuracy": 0.4}
     config = samples.configuration(of.target.task, data__target=of.target.name, **leaves)
-    return model_card(
-        bundle, choose({"train": scores}, register("val.loss", 1.0), of.target.task), scores, trees, config
-    )
+    known = {name: scores if name in models else {} for name in ("train", "search", "finetune")}
+    choice = choose(known, register("val.loss", 1.0), of.target.task)
+    return model_card(bundle, choice, scores, trees, config)
 
 
 def parsed(text):
@@ -67,6 +67,18 @@ def test_the_card_tells_of_data_split_metrics_use_and_loading():
     assert 'mlflow.pyfunc.load_model("models:/model@champion")' in text
     assert "standardised target" not in text
     assert "standardised target" in card(samples.sample("diabetes"))
+
+
+@pytest.mark.parametrize(
+    ("models", "sentence"),
+    [
+        (("train", "search"), "Chosen among the trained and the searched network for its val.loss of 0.1234."),
+        (("train", "search", "finetune"), "Chosen among the trained, the searched and the fine-tuned network for its"),
+    ],
+)
+def test_the_card_names_the_models_that_were_compared(models, sentence):
+    shown, _ = parsed(card(samples.sample("iris"), models))
+    assert sentence in shown
 
 
 NAMES = ["a|b", "<script>x</script>", "snake_case_name", "*bold*", "back`tick", "{curly}", "[link](x)", "a&lt;b", "\\"]

@@ -60,5 +60,11 @@ def test_a_metric_of_another_task_gives_way_to_the_first_of_this_one_with_a_note
 
 
 def test_a_metric_that_no_model_has_is_refused_with_those_there_are():
-    with pytest.raises(UserError, match=r"no model has transfer\.val\.loss; there is .*val\.accuracy"):
+    with pytest.raises(UserError, match=r"must be a score of a model, got transfer\.val\.loss: .*val\.accuracy"):
         choose(SCORES, register("transfer.val.loss"), "multiclass")
+
+
+def test_a_model_without_scores_is_no_candidate():
+    choice = choose(SCORES | {"finetune": {}}, register(), "multiclass")
+    assert choice == choose({name: SCORES[name] for name in ("train", "search")}, register(), "multiclass")
+    assert (choice.name, choice.candidates) == ("search", ("train", "search"))
