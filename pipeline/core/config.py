@@ -3,6 +3,7 @@
 import difflib
 import itertools
 import json
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
@@ -24,21 +25,15 @@ from pipeline.core.settings import NOT_SEARCHED, PRESET, STRONG, Config, fields_
 PATH = Path("params.yaml")
 # Limits on a file of parameters: size, values with aliases expanded, depth of brackets.
 MAX_BYTES, MAX_VALUES, MAX_DEPTH = 2**16, 20_000, 500
-# Where several types are allowed, pydantic adds the type that it tried to the location: keep so many parts of it.
-_UNIONS = {
-    "finetune.freeze": 2,
-    "model.ensemble": 2,
-    "train.batch_size": 2,
-    "train.epochs": 2,
-    "data.transfer.values": 4,
-}
+# Parameters of several types; pydantic adds the type that it tried to their location.
+_UNION = r"(finetune\.freeze|model\.ensemble|train\.batch_size|train\.epochs|data\.transfer\.values\.\d+)\."
 
 
 def load(path: Path = PATH) -> Config:
     """Read and validate `params.yaml`; raises `UserError` with file, line, dotted name, rule and value."""
     text = _text(path)
     try:
-        return _parse(yaml_values(path, text))
+        return from_mapping(yaml_values(path, text))
     except _RefusedError as error:
         raise UserError(f"{path}{_line(text, error.location)}: {error}") from None
 
@@ -110,12 +105,33 @@ def _read(text: str, kind: Literal["safe", "rt"], how: Callable[[YAML, str], Any
         return how(YAML(typ=kind, pure=True), text)
 
 
+class _RefusedError(UserError):
+    """A value that breaks a rule, and its location."""
+
+    def __init__(self, location: tuple[str | int, ...], message: str) -> None:
+        self.location = location
+        super().__init__(message)
+
+
 def from_mapping(values: Mapping[str, Any]) -> Config:
-    """Validate plain values; raises `UserError` with dotted name, rule and value."""
-    try:
-        return _parse(values)
-    except _RefusedError as error:
-        raise UserError(str(error)) from None
+    """Validate plain values, and the ends of each searched range; raises `UserError` with name, rule and value."""
+    config = _validated(_with_preset(values))
+    plain = config.model_dump(mode="json", by_alias=True)
+    known = [name for name in flatten(plain) if name.startswith(("model.", "train."))]
+    for name, space in config.search.space.items():
+        here = ("search", "space", name)
+        if name.startswith(NOT_SEARCHED):
+            raise _RefusedError(here, f"search.space.{name} has no effect on a trial")
+        if name not in known:
+            unknown = f"search.space.{name} is not a parameter of model or train{_nearest(name, known)}"
+            raise _RefusedError(here, unknown)
+        for value in space.ends:
+            try:
+                whole = isinstance(value, float) and value.is_integer()
+                _validated(_patched(plain, {name: int(value) if whole else value}))
+            except _RefusedError as error:
+                raise _RefusedError(here, f"search.space.{name}: {error}") from None
+    return config
 
 
 def replaced(config: Config, values: Mapping[str, Any]) -> Config:
@@ -183,20 +199,6 @@ def _put(tree: dict[str, Any], name: str, value: Any) -> Any:
     return old
 
 
-class _RefusedError(Exception):
-    """A value that breaks a rule, and its location."""
-
-    def __init__(self, location: tuple[str | int, ...], message: str) -> None:
-        self.location = location
-        super().__init__(message)
-
-
-def _parse(values: Mapping[str, Any]) -> Config:
-    config = _validated(_with_preset(values))
-    _check_space(config)
-    return config
-
-
 def _with_preset(values: Mapping[str, Any]) -> Mapping[str, Any]:
     """Fill in the values of `train.preset` where a value is missing or `preset`."""
     train = values.get("train", {})
@@ -217,36 +219,16 @@ def _validated(values: Mapping[str, Any]) -> Config:
         # Via JSON, since pydantic's strict mode accepts a JSON array as a tuple, but not a Python list.
         return Config.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        first, *others = error.errors()
-        # For a value of several allowed types, pydantic reports an error for each type.
-        rules = [_rule(other) for other in others if _keys(other["loc"]) == _keys(first["loc"])]
-        raise _RefusedError(first["loc"], _message(first, rules)) from None
+        errors = error.errors()
+        raise _RefusedError(errors[0]["loc"], _message(errors)) from None
     except (TypeError, ValueError, RecursionError) as error:
         raise _RefusedError((), f"must map names to plain values: {error}") from None
 
 
-def _check_space(config: Config) -> None:
-    """Check that every searched parameter exists and that `params.yaml` would accept each end of its range."""
-    plain = config.model_dump(mode="json", by_alias=True)
-    known = [name for name in flatten(plain) if name.startswith(("model.", "train."))]
-    for name, space in config.search.space.items():
-        here = ("search", "space", name)
-        if name.startswith(NOT_SEARCHED):
-            raise _RefusedError(here, f"search.space.{name} has no effect on a trial")
-        if name not in known:
-            unknown = f"search.space.{name} is not a parameter of model or train{_nearest(name, known)}"
-            raise _RefusedError(here, unknown)
-        for value in space.ends:
-            try:
-                whole = isinstance(value, float) and value.is_integer()
-                _validated(_patched(plain, {name: int(value) if whole else value}))
-            except _RefusedError as error:
-                raise _RefusedError(here, f"search.space.{name}: {error}") from None
-
-
-def _message(error: Any, more_rules: Sequence[str] = ()) -> str:
-    """Format a pydantic error as `name rule, got value`."""
-    name = ".".join(_keys(error["loc"]))
+def _message(errors: Sequence[Any]) -> str:
+    """Format the first of pydantic's errors as `name rule, got value`."""
+    error = errors[0]
+    name = _name(error["loc"])
     match error["type"]:
         case "extra_forbidden":
             known = list(fields_at(error["loc"][:-1]))
@@ -260,12 +242,9 @@ def _message(error: Any, more_rules: Sequence[str] = ()) -> str:
             return f"{name}: {text}" if name else text
         case "string_pattern_mismatch" if name == "data.split.by":
             return f"{name} must be random, time:<column> or group:<column>, got {_shown(error)}"
-        case _:
-            return f"{name} {' or '.join([_rule(error), *more_rules])}, got {_shown(error)}"
-
-
-def _rule(error: Any) -> str:
-    return str(error["msg"]).replace("Input should", "must").replace("String should", "must")
+        case _:  # for a parameter of several types, an error for each of them
+            rules = [re.sub("(Input|String) should", "must", one["msg"]) for one in errors if _name(one["loc"]) == name]
+            return f"{name} {' or '.join(rules)}, got {_shown(error)}"
 
 
 def _shown(error: Any) -> str:
@@ -273,12 +252,10 @@ def _shown(error: Any) -> str:
     return value if len(value) <= 80 else value[:79] + "…"
 
 
-def _keys(location: tuple[str | int, ...]) -> list[str]:
-    keys = [str(key) for key in location]
-    for union, depth in _UNIONS.items():
-        if ".".join(keys).startswith(f"{union}."):
-            keys = keys[:depth]
-    return keys
+def _name(location: tuple[str | int, ...]) -> str:
+    name = ".".join(map(str, location))
+    union = re.match(_UNION, name)
+    return union[1] if union else name
 
 
 def _nearest(name: object, known: list[str]) -> str:

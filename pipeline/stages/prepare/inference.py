@@ -1,6 +1,7 @@
 """Infer a schema from rows: the kind of each column, and the classes or scale of the target."""
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -20,16 +21,15 @@ MIN_ROWS_A_LABEL = 2  # with fewer rows per class on average, the target is an i
 
 def check_names(table: pd.DataFrame, data: Data) -> None:
     """Check that the columns named in `data` exist; raises `UserError` with the nearest names."""
-    for key, names in {
-        "data.target": (data.target,),
-        "data.drop": data.drop,
-        "data.kinds": tuple(data.kinds),
-        "data.split.by": () if data.split.by == "random" else (data.split.by.split(":", 1)[1],),
-    }.items():
+    _, _, by = data.split.by.partition(":")
+    named: dict[str, Iterable[str]] = {"data.target": [data.target], "data.drop": data.drop, "data.kinds": data.kinds}
+    if by:
+        named["data.split.by"] = [by]
+    for key, names in named.items():
         for name in names:
             if name not in table.columns:
-                raise UserError(f"{key}: the table has no column {name!r}{nearest(name, list(table.columns))}")
-    if data.split.by in (f"time:{data.target}", f"group:{data.target}"):
+                raise UserError(f"{key}: the table has no column {name!r}{nearest(name, table.columns)}")
+    if by == data.target:
         raise UserError(f"data.split.by must not name the target, got {data.split.by}")
 
 
