@@ -1,10 +1,10 @@
 # make: everything, from nothing to results.  make test: the whole test suite.  make ui: the MLflow UI on this project's runs.
 # make torture: faults injected many times, and how often each was survived; 45 minutes.
-# make bench, make quality: speed and accuracy beside what others do; an hour each on two cores.
+# make bench, make quality: speed and accuracy compared with other libraries; an hour each on two cores.  make docs: the site.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: all test check torture ui bench quality
+.PHONY: all test check torture ui docs bench quality
 all: .venv/installed
 	dvc repro
 	python -m pipeline show
@@ -42,3 +42,12 @@ bench: .venv/bench
 quality: .venv/bench
 	python -m benchmarks.quality
 	python -m benchmarks.readme
+
+.venv/docs: .venv/installed
+	pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $@
+
+docs: .venv/docs
+	python -m docs
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
+	@echo "open $(CURDIR)/site/index.html"

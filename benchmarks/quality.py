@@ -1,4 +1,4 @@
-"""Accuracy, beside what others reach on the same rows: tables, and `benchmarks/quality.json`. See README.md."""
+"""Accuracy compared with other libraries on the same rows: tables, and `benchmarks/quality.json`. See docs/benchmarks.md."""
 
 import json
 import math

@@ -51,7 +51,7 @@ def _text(path: Path) -> str:
             content = file.read(MAX_BYTES + 1)
         text = content[:MAX_BYTES].decode("utf-8")
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: run this in the folder of the project") from None
+        raise UserError(f"{path} is missing: run this in the project folder") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -140,7 +140,7 @@ def replaced(config: Config, values: Mapping[str, Any]) -> Config:
 
 
 def adopt(patch: Mapping[str, Any], path: Path = PATH) -> dict[str, tuple[Any, Any]]:
-    """Write the leaves of `patch` into `params.yaml`, keeping its comments; returns old and new value by dotted name."""
+    """Write the leaves of `patch` into `params.yaml`, keep its comments, and return old and new values by dotted name."""
     leaves = flatten(patch)
     replaced(load(path), leaves)  # raises before anything is written
     yaml = YAML()

@@ -102,7 +102,7 @@ def _without_formula(value: Any) -> Any:
         float(value)
     except ValueError:
         return f"'{value}"
-    return value  # a negative number, which is no formula
+    return value  # a negative number is not a formula
 
 
 def _refuse_constant(constant: str) -> None:

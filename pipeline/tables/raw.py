@@ -1,4 +1,4 @@
-"""`data/raw/`: source tables as read, in Parquet."""
+"""`data/raw/`: source tables as read, stored as Parquet."""
 
 import io
 from collections import Counter

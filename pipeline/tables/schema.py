@@ -54,7 +54,7 @@ class Column(Section):
         if self.format is not None and self.format not in DATE_FORMATS:
             raise ValueError(f"format must be one of {', '.join(DATE_FORMATS)}")
         if bool(self.parts) != (self.kind == "datetime"):
-            raise ValueError("parts belong to a datetime column")
+            raise ValueError("parts must be set for datetime columns, and for no other")
         return self
 
 
@@ -71,7 +71,7 @@ class Target(Section):
     def _classes_of_its_task(self) -> Self:
         n = len(self.classes)
         if not {"regression": n == 0, "binary": n == 2, "multiclass": n >= 2}[self.task]:
-            raise ValueError(f"{self.task} cannot have {n} classes")
+            raise ValueError(f"{self.task} must not have {n} classes")
         if len({canonical_value(label) for label in self.classes}) < n:
             raise ValueError("classes must be distinct")
         return self

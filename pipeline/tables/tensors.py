@@ -48,7 +48,7 @@ def check_fit(data: TabularData, learned: Schema, where: str) -> None:
     shaped = data.x_num.shape == (n, learned.d_num) and data.x_cat.shape == (n, len(limits))
     typed = data.x_num.dtype == torch.float32 and data.x_cat.dtype in (torch.uint8, torch.int16)
     if not shaped or not typed:
-        raise UserError(f"{where} does not have the columns of the schema: run dvc repro")
+        raise UserError(f"{where} must have the columns of the schema: run dvc repro")
     codes_fit = not data.x_cat.numel() or bool(
         (data.x_cat.amin(0).cpu() >= 0).all() and (data.x_cat.amax(0).cpu() < limits).all()
     )

@@ -17,7 +17,7 @@ def canonical(values: pd.Series) -> pd.Series:
         return names.reindex(values.cat.codes).set_axis(values.index).astype("str")
     try:
         unique = pd.unique(values.dropna())
-    except TypeError:  # nested values of Parquet have no hash
+    except TypeError:  # nested values of Parquet are not hashable
         return values.map(canonical_value, na_action="ignore").astype("str").where(values.notna())
     texts = {value: canonical_value(value) for value in unique}
     return values.map(texts).astype("str").where(values.notna())

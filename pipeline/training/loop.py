@@ -157,7 +157,7 @@ def fit(
     Best is the lowest validation loss. Each epoch is recorded with loss and headline metric on training and validation
     rows. Networks and data are on one device. Members that have begun continue where they are.
     """
-    assert len({(len(member.history), shape_of(member)) for member in members if not member.over}) <= 1
+    assert len(members) == 1 or len({(len(m.history), shape_of(m)) for m in members if not m.over}) <= 1
     metric = task_metrics(target.task)[0]
     while learning := [m for m in members if not m.over and (until is None or len(m.history) < until)]:
         epoch = len(learning[0].history) + 1

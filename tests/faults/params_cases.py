@@ -196,14 +196,14 @@ def trained(settings: Config) -> None:
     )
     with suppress(UserError):  # two steps are too few to learn by heart
         overfit.overfit_check(members[0].network, rows, quick, sample.target, seed=settings.seed)
-    loop.fit(members, rows, sample.val, sample.target, on_epoch=lambda row: True)
+    loop.fit(members, rows, sample.val, sample.target, until=1)
     networks = tuple(member.fitted for member in members)
     bundle = Bundle(networks, settings.model, sample.schema, sample.target, sample.preprocessor, {})
     if settings.train.calibration:
         bundle = calibrated(bundle, sample.val)
     assert len(bundle.predict(flights())) == len(flights())
     tuned = adapt.members(bundle, sample.target, settings, torch.device("cpu"))
-    loop.fit(tuned, rows, sample.val, sample.target, on_epoch=lambda row: True)
+    loop.fit(tuned, rows, sample.val, sample.target, until=1)
 
 
 def case(number: int, folder: Path) -> None:

@@ -33,7 +33,7 @@ import sys, time
 from pathlib import Path
 from pipeline.core import config, files
 from pipeline.runtime import console
-from pipeline.tracking import runs
+from pipeline.tracking import delivery, runs  # delivery: before the clock starts, else the sending thread imports it
 SLOW = float(sys.argv[1])
 def main():
     with runs.stage_run("fetch", config.load()) as run:

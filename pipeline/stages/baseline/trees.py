@@ -39,7 +39,7 @@ class Trees:
         if target.task == "regression":
             self.trees = HistGradientBoostingRegressor(**options)
         else:
-            # Early stopping splits the rows by class, which a class of one row does not allow.
+            # Early stopping needs a stratified split, impossible for a class of one row.
             stopping = "auto" if np.bincount(y).min() > 1 else False
             self.trees = HistGradientBoostingClassifier(**options, early_stopping=stopping)
         with threadpool_limits(threads):

@@ -119,7 +119,7 @@ def _learn_column(whole: pd.Series, train: np.ndarray, data: Data) -> Column:
         return column("drop", "missing in every training row")
     n_values = int(present.nunique())
     if n_values == 1 and len(present) == len(values):
-        return column("drop", f"the same value in every training row: {str(present.iloc[0])[:40]}")
+        return column("drop", f"constant in the training rows: {str(present.iloc[0])[:40]}")
     if dtypes.is_datetime64_any_dtype(values.dtype):
         midnight = (present.dt.normalize() == present).all()
         return column("datetime", "dates", parts=("date",) if midnight else ("date", "time"))
@@ -135,14 +135,14 @@ def _learn_column(whole: pd.Series, train: np.ndarray, data: Data) -> Column:
     if words is not None:
         values = values.mask(values.isin(words))
         beside = f"; {', '.join(map(repr, words))} read as missing" if words else ""
-        return column("numeric", f"text that reads as numbers{beside}", missing_texts=words)
+        return column("numeric", f"text that parses as numbers{beside}", missing_texts=words)
     date_format = known_date_format(unique)
     if date_format:
         parts = DATE_FORMATS[date_format]
         if date_format == "ISO8601":
             moments = pd.to_datetime(unique, format=date_format, utc=True)
             parts = ("date",) if (moments.dt.normalize() == moments).all() else parts
-        return column("datetime", f"text that reads as {date_format}", format=date_format, parts=parts)
+        return column("datetime", f"text that parses as {date_format}", format=date_format, parts=parts)
     if n_values > 50 and n_values > 0.9 * len(present):
         return column("drop", f"text with {n_values} different values in {len(present)} rows: an id or free text")
     return column("categorical", f"text with {n_values} values")

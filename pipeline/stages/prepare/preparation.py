@@ -19,7 +19,7 @@ from pipeline.tables.schema import Schema, Target
 from pipeline.tables.tensors import TabularData
 from pipeline.tables.values import canonical, canonical_value
 
-MAX_SHOWN = 30  # columns of a kind that are printed
+MAX_SHOWN = 30  # printed columns per kind
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,11 @@ def prepare(table: pd.DataFrame, second: pd.DataFrame | None, data: Data, seed: 
         counts |= {f"transfer_{name}": n for name, n in transfer_counts.items()}
     transfer_rows = np.flatnonzero(usable & in_transfer)
     if in_transfer.any() and not len(transfer_rows):
-        raise UserError(f"data.transfer: no row of the transfer domain has a value of {data.target!r}, the target")
+        raise UserError(f"data.transfer: the target {data.target!r} is missing in every row of the transfer domain")
     if len(transfer_rows):
         _, _, by = data.split.by.partition(":")
         if by and by not in transfer_table.columns:
-            raise UserError(f"data.split.by: data.transfer.source has no column {by!r}")
+            raise UserError(f"data.split.by: data.transfer.source lacks the column {by!r}")
         try:
             transfer_target = _transfer_target(transfer_table[data.target].iloc[transfer_rows], target)
             transfer_splits = _split(transfer_table, transfer_rows, transfer_target, data, seed)

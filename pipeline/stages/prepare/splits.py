@@ -53,7 +53,7 @@ def _by_time(moments: pd.Series, split: Split) -> np.ndarray:
         text = canonical(moments)
         date_format = known_date_format(text)
         if date_format is None:
-            raise UserError(f"data.split.by: {str(moments.name)!r} holds neither times nor numbers")
+            raise UserError(f"data.split.by: {str(moments.name)!r} must hold times or numbers")
         moments = pd.to_datetime(text, utc=True, format=date_format)
     # A row's place is the share of rows before its moment.
     place = moments.rank(method="min", pct=False).sub(1).div(len(moments)).to_numpy()
@@ -64,7 +64,7 @@ def _by_group(groups: pd.Series, split: Split, rng: np.random.Generator) -> np.n
     """Assign whole groups to splits by their share of the rows; rows without a group are one group."""
     codes, names = pd.factorize(canonical(groups), sort=True, use_na_sentinel=False)
     if len(names) < len(SPLITS):
-        raise UserError(f"data.split.by: {str(groups.name)!r} has {len(names)} groups; three splits need at least 3")
+        raise UserError(f"data.split.by: {str(groups.name)!r} must have at least 3 groups, got {len(names)}")
     sizes = np.bincount(codes)
     wanted = {name: getattr(split, name) * len(groups) for name in SPLITS}
     part = np.empty(len(names), dtype="<U5")

@@ -11,10 +11,15 @@ from pipeline.core.settings import Config, Transfer
 from pipeline.networks.bundle import Bundle
 from pipeline.stages.register.selection import Choice
 
+CANDIDATES = {
+    "train": "the trained network",
+    "search": "the best network of the search",
+    "finetune": "the fine-tuned network",
+}
 CARD = """# {title}
 
-A PyTorch network that predicts {target} ({what}) from {n_features} columns of a table. Chosen among {candidates} for its
-{metric} of {score}.
+A PyTorch network that predicts {target} ({what}) from {n_features} columns of a table. It has the best {metric},
+{score}, of: {candidates}.
 
 ## Data
 
