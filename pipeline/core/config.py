@@ -44,14 +44,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _text(path: Path) -> str:
+    if not path.is_dir() and not path.is_file():  # reading a pipe would block
+        raise UserError(f"{path} is missing: run this in the project folder")
     try:
-        if not path.is_dir() and not path.is_file():
-            raise FileNotFoundError  # also for a pipe, since reading it would block
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
         text = content[:MAX_BYTES].decode("utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: run this in the project folder") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -123,8 +121,7 @@ def from_mapping(values: Mapping[str, Any]) -> Config:
         if name.startswith(NOT_SEARCHED):
             raise _RefusedError(here, f"search.space.{name} has no effect on a trial")
         if name not in known:
-            unknown = f"search.space.{name} is not a parameter of model or train{_nearest(name, known)}"
-            raise _RefusedError(here, unknown)
+            raise _RefusedError(here, f"search.space.{name} must be in model or train{_nearest(name, known)}")
         for value in space.ends:
             try:
                 whole = isinstance(value, float) and value.is_integer()
@@ -168,15 +165,12 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Turn nested sections into dotted names; an empty section is a leaf."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
+        is_section = isinstance(value, Mapping) and value
+        flat |= flatten(value, f"{prefix}{key}.") if is_section else {f"{prefix}{key}": value}
     return flat
 
 
 def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Invert `flatten`."""
     return _patched({}, leaves)
 
 
@@ -207,10 +201,9 @@ def _with_preset(values: Mapping[str, Any]) -> Mapping[str, Any]:
     for name, value in STRONG.items():
         section, key = name.split(".")
         written = filled.get(section, {})
-        if not isinstance(written, Mapping) or written.get(key, PRESET) != PRESET:
-            continue
-        rest = {name: other for name, other in written.items() if name != key}
-        filled[section] = rest | ({key: value} if strong else {})
+        if isinstance(written, Mapping) and written.get(key, PRESET) == PRESET:
+            rest = {name: other for name, other in written.items() if name != key}
+            filled[section] = rest | ({key: value} if strong else {})
     return filled
 
 

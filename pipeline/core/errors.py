@@ -4,10 +4,7 @@ MAX_LINE = 1000  # characters: a column name in a message may be of any length
 
 
 class UserError(ValueError):
-    """An error in the user's input, printed as one line with exit status 1 instead of a traceback.
-
-    The message names the place, the rule and the value.
-    """
+    """A mistake in the user's input: place, rule and value in one line, which ends in exit status 1, not in a traceback."""
 
     def __init__(self, message: str) -> None:
         line = printable(" ".join(message.split()))  # values and library messages may contain line breaks

@@ -77,10 +77,7 @@ def dump_json(value: Any) -> str:
 
 
 def write_csv(path: Path, table: "pd.DataFrame") -> None:
-    """Write a table as CSV.
-
-    Text that a spreadsheet would run as a formula gets an apostrophe in front, as does text that starts with one.
-    """
+    """Write CSV, with an apostrophe before text that a spreadsheet would run as a formula or that starts with one."""
     import pandas as pd
 
     plain = table.rename(columns=_without_formula)

@@ -1,31 +1,16 @@
 """Plot the tables of a report."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from pipeline.core.plotting import plain_label, save
+from pipeline.core.plotting import plain_label
 
 MAX_CURVES = 8  # classes with a curve of their own
 MAX_CELLS = 20  # classes up to which the confusion matrix shows counts
-
-
-def save_report(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
-    """Write a PNG for each table that has a plot."""
-    plots: dict[str, Callable[..., None]] = {
-        "confusion": confusion,
-        "roc": partial(curves, title="ROC", xlabel="false positive rate", ylabel="true positive rate"),
-        "pr": partial(curves, title="Precision and recall", xlabel="recall", ylabel="precision"),
-        "calibration": calibration,
-        "residuals": residuals,
-    }
-    for name, table in tables.items():
-        if draw := plots.get(name.removeprefix("transfer_")):
-            save(folder / f"{name}.png", partial(draw, table=table))
 
 
 def confusion(axes: Axes, table: pd.DataFrame) -> None:
@@ -62,3 +47,12 @@ def residuals(axes: Axes, table: pd.DataFrame) -> None:
     axes.scatter(table["predicted"], table["residual"], s=6, alpha=0.5)
     axes.axhline(0, color="black", lw=1)
     axes.set(xlabel="predicted", ylabel="actual - predicted", title="Residuals")
+
+
+PLOTS: dict[str, Callable[..., None]] = {
+    "confusion": confusion,
+    "roc": partial(curves, title="ROC", xlabel="false positive rate", ylabel="true positive rate"),
+    "pr": partial(curves, title="Precision and recall", xlabel="recall", ylabel="precision"),
+    "calibration": calibration,
+    "residuals": residuals,
+}

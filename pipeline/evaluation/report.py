@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,10 @@ import pandas as pd
 from torch import Tensor
 from torchmetrics.functional import classification
 
-from pipeline.core import files
+from pipeline.core import files, plotting
 from pipeline.core.scores import shown, significant
-from pipeline.evaluation import figures, metrics
+from pipeline.evaluation import metrics
+from pipeline.evaluation.figures import PLOTS
 from pipeline.networks import losses
 from pipeline.tables.prepared import load_split
 from pipeline.tables.schema import Schema, Target
@@ -29,10 +31,7 @@ class Report:
 
 
 def report(outputs: Tensor, y: Tensor, target: Target, temperature: float | None = None) -> Report:
-    """Compare raw outputs [n, n_outputs], in the form of a network's, with `y` [n].
-
-    A `temperature` divides the outputs; the report then also holds the calibration error without it.
-    """
+    """Score raw outputs [n, n_outputs] against `y` [n]; with a `temperature`, report `ece` with and without it."""
     uncalibrated, outputs = outputs, outputs / (temperature or 1.0)
     predicted = losses.predictions(outputs, target.task)
     scores = {"loss": float(losses.loss(outputs, y, target.task))}
@@ -53,8 +52,8 @@ def evaluate(
     """Evaluate a model on the validation and test rows of each domain that has the model's target.
 
     `outputs(domain, split)` returns the model's outputs. Scores are named `val.accuracy` and `test.accuracy` for the source
-    domain, `transfer.val.accuracy` and `transfer.accuracy` for the transfer domain. Tables describe test rows; those of
-    the transfer domain are prefixed with `transfer_`.
+    domain, `transfer.val.accuracy` and `transfer.accuracy` for the transfer domain. Tables, of test rows, are prefixed
+    with `transfer_` for the transfer domain.
     """
     scores: dict[str, float] = {}
     tables: dict[str, pd.DataFrame] = {}
@@ -74,7 +73,8 @@ def save(folder: Path, result: Report) -> None:
     files.write_json(folder / "metrics.json", {name: significant(score) for name, score in result.scores.items()})
     for name, table in result.tables.items():
         files.write_csv(folder / f"{name}.csv", table)
-    figures.save_report(folder, result.tables)
+        if plot := PLOTS.get(name.removeprefix("transfer_")):
+            plotting.save(folder / f"{name}.png", partial(plot, table=table))
 
 
 def _sampled_rows(n: int) -> np.ndarray:

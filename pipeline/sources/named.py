@@ -39,10 +39,9 @@ def openml(name: str) -> pd.DataFrame:
 
 
 def nycflights13() -> pd.DataFrame:
-    """Flights from New York in 2013 that arrived, with the columns that were known at take-off.
+    """Join flights from New York in 2013 that arrived with weather and planes; keep columns known at take-off.
 
-    Weather is joined by origin and hour, planes by tail number. `arrival` is early (at least 15 minutes before
-    schedule), late (at least 15 minutes after), or on_time.
+    `arrival` is early (at least 15 minutes before schedule), late (at least 15 minutes after), or on_time.
     """
     # Found without importing the package: its __init__ needs pkg_resources, which new versions of setuptools lack.
     try:

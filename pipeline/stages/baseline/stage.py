@@ -28,8 +28,7 @@ def main() -> None:
         return tables[domain].iloc[load_rows(domain, split)]
 
     with stage_run("baseline", settings) as run:
-        seed, threads = settings.seed, settings.threads
-        trees = Trees(rows("source", "train"), y.numpy(), learned, target, seed=seed, threads=threads)
+        trees = Trees(rows("source", "train"), y.numpy(), learned, target, seed=settings.seed, threads=settings.threads)
         result = report.evaluate(lambda *part: trees.outputs(rows(*part)), target, learned)
         constant = report.evaluate(lambda *part: constant_outputs(y, len(rows(*part)), target), target, learned)
         headlines = (task_metrics(target.task)[0], "loss")

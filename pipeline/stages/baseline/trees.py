@@ -21,10 +21,7 @@ def constant_outputs(y_train: Tensor, n: int, target: Target) -> Tensor:
 
 
 class Trees:
-    """scikit-learn's HistGradientBoosting with its defaults, on unscaled numbers and category codes.
-
-    The last digits of the outputs depend on `threads`, which decides the order of summation.
-    """
+    """scikit-learn's HistGradientBoosting with its defaults; the last digits of its outputs depend on `threads`."""
 
     def __init__(
         self, table: pd.DataFrame, y: np.ndarray, schema: Schema, target: Target, *, seed: int, threads: int

@@ -21,9 +21,8 @@ def main(model: str) -> None:
             result = report.Report({}, {})
             print("finetune: no transfer domain, so there is no fine-tuned model to score")
         else:
-            result = report.evaluate(
-                lambda *part: bundle.outputs(load_split(*part)), bundle.target, bundle.schema, bundle.temperature
-            )
+            described = bundle.target, bundle.schema, bundle.temperature
+            result = report.evaluate(lambda *part: bundle.outputs(load_split(*part)), *described)
             print(report.summary(model, result.scores))
         report.save(folder, result)
         run.log_params(bundle.params)

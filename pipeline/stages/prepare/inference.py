@@ -1,7 +1,6 @@
 """Infer a schema from rows: the kind of each column, and the classes or scale of the target."""
 
 import re
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -22,22 +21,17 @@ MIN_ROWS_A_LABEL = 2  # with fewer rows per class on average, the target is an i
 def check_names(table: pd.DataFrame, data: Data) -> None:
     """Check that the columns named in `data` exist; raises `UserError` with the nearest names."""
     _, _, by = data.split.by.partition(":")
-    named: dict[str, Iterable[str]] = {"data.target": [data.target], "data.drop": data.drop, "data.kinds": data.kinds}
-    if by:
-        named["data.split.by"] = [by]
-    for key, names in named.items():
-        for name in names:
-            if name not in table.columns:
-                raise UserError(f"{key}: the table has no column {name!r}{nearest(name, table.columns)}")
+    named = [("data.target", data.target), *(("data.drop", name) for name in data.drop)]
+    named += [("data.kinds", name) for name in data.kinds] + [("data.split.by", by)] * bool(by)
+    for key, name in named:
+        if name not in table.columns:
+            raise UserError(f"{key}: the table has no column {name!r}{nearest(name, table.columns)}")
     if by == data.target:
         raise UserError(f"data.split.by must not name the target, got {data.split.by}")
 
 
 def learn_target(values: pd.Series, task: Task) -> Target:
-    """Learn classes, or mean and standard deviation, from target values without missing ones.
-
-    Raises `UserError` if the values do not fit the task.
-    """
+    """Learn classes, or mean and standard deviation, from values without missing ones that must fit the task."""
     name, where = str(values.name), f"data.target: {str(values.name)!r}"
     values, nested = as_plain(values)
     if nested:
@@ -86,10 +80,7 @@ def _sample(values: pd.Series) -> str:
 
 
 def learn_columns(table: pd.DataFrame, train: np.ndarray, data: Data) -> tuple[Column, ...]:
-    """Learn the kind of each column except the target.
-
-    Storage type and date format come from the whole table, values from the rows `train` only.
-    """
+    """Learn the kind of each feature: storage type and date format from all rows, values from the rows `train` only."""
     return tuple(_learn_column(table[name], train, data) for name in table.columns if name != data.target)
 
 
@@ -103,11 +94,9 @@ def _learn_column(whole: pd.Series, train: np.ndarray, data: Data) -> Column:
         missing = int(values.isna().sum())
         return Column(name=name, kind=kind, reason=reason, missing=missing, categories=categories, **rest)
 
-    if name in data.drop:
-        return column("drop", "named in data.drop")
     wanted = data.kinds.get(name)
-    if wanted == "drop":
-        return column(wanted, "named in data.kinds")
+    if name in data.drop or wanted == "drop":
+        return column("drop", "named in data.drop" if name in data.drop else "named in data.kinds")
     if data.split.by == f"group:{name}":
         return column("drop", "the group of the split: new rows have other groups")
     if nested:
@@ -131,13 +120,11 @@ def _learn_column(whole: pd.Series, train: np.ndarray, data: Data) -> Column:
             return column("categorical", f"whole numbers with only {n_values} values")
         return column("numeric", "numbers")
     unique = pd.Series(pd.unique(canonical(whole.dropna())))
-    words = _words_among_numbers(unique)
-    if words is not None:
+    if (words := _words_among_numbers(unique)) is not None:
         values = values.mask(values.isin(words))
         beside = f"; {', '.join(map(repr, words))} read as missing" if words else ""
         return column("numeric", f"text that parses as numbers{beside}", missing_texts=words)
-    date_format = known_date_format(unique)
-    if date_format:
+    if date_format := known_date_format(unique):
         parts = DATE_FORMATS[date_format]
         if date_format == "ISO8601":
             moments = pd.to_datetime(unique, format=date_format, utc=True)
@@ -150,10 +137,9 @@ def _learn_column(whole: pd.Series, train: np.ndarray, data: Data) -> Column:
 
 def _holds_integers(values: pd.Series) -> bool:
     """True for an integer column, also if its missing values made it a float column."""
-    if dtypes.is_integer_dtype(values.dtype):
-        return True
     present = values.dropna()
-    return len(present) < len(values) and bool((present % 1 == 0).all())
+    whole = len(present) < len(values) and bool((present % 1 == 0).all())
+    return whole or dtypes.is_integer_dtype(values.dtype)
 
 
 def _categories(values: pd.Series, data: Data) -> tuple[str, ...]:

@@ -11,15 +11,10 @@ from pipeline.core.settings import Config, Transfer
 from pipeline.networks.bundle import Bundle
 from pipeline.stages.register.selection import Choice
 
-CANDIDATES = {
-    "train": "the trained network",
-    "search": "the best network of the search",
-    "finetune": "the fine-tuned network",
-}
 CARD = """# {title}
 
-A PyTorch network that predicts {target} ({what}) from {n_features} columns of a table. It has the best {metric},
-{score}, of: {candidates}.
+A PyTorch network that predicts {target} ({what}) from {n_features} columns of a table. Chosen among {candidates} for its
+{metric} of {score}.
 
 ## Data
 
@@ -70,6 +65,7 @@ def model_card(
     def compared(name: str) -> str:
         return shown(baseline[name]) if name in baseline else ""
 
+    rows = [f"| {k} | {shown(v)} | {compared(k)} | {compared(f'constant.{k}')} |" for k, v in scores.items()]
     notes = "`val` are the rows the model was chosen on, `test` rows of the source domain, `transfer` of the transfer domain."
     if target.task == "regression":
         notes += " Losses are of the standardised target; other errors are in its own units."
@@ -88,10 +84,7 @@ def model_card(
         split=f"{data.split.train:g} / {data.split.val:g} / {data.split.test:g} by {_escaped(data.split.by)}",
         seed=config.seed,
         domain=_domain(data.transfer) if bundle.schema.transfer_target else "There is no transfer domain.",
-        metrics="\n".join(
-            f"| {name} | {shown(score)} | {compared(name)} | {compared(f'constant.{name}')} |"
-            for name, score in scores.items()
-        ),
+        metrics="\n".join(rows),
         notes=notes,
         params="\n".join(f"| `{name}` | {_escaped(str(value))} |" for name, value in bundle.params.items()),
     )
@@ -107,8 +100,8 @@ def _domain(transfer: Transfer | None) -> str:
     assert transfer is not None
     if transfer.source is not None:
         return f"The transfer domain is the table {_escaped(without_secret(transfer.source))}."
-    values = _escaped(" or ".join(map(str, transfer.values)))
-    return f"The transfer domain is the rows whose {_escaped(str(transfer.column))} is {values}."
+    values = " or ".join(map(str, transfer.values))
+    return f"The transfer domain is the rows whose {_escaped(str(transfer.column))} is {_escaped(values)}."
 
 
 def _escaped(text: str) -> str:

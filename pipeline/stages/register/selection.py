@@ -22,16 +22,14 @@ class Choice:
 def choose(scores: Mapping[str, Mapping[str, float]], register: Register, task: Task) -> Choice:
     """Choose the model with the best `register.metric` on validation rows, the first of equals.
 
-    Models without that score are not candidates. For a metric of another task, the headline metric of this task is used
-    instead, without a minimum. Raises `UserError` if the best score is worse than `register.minimum`.
+    Models without that score are not candidates. A metric of another task is replaced by the headline metric of this
+    task, without a minimum. Raises `UserError` if the best score is worse than `register.minimum`.
     """
-    lines: list[str] = []
-    metric: str = register.metric
-    minimum: float | None = register.minimum
     headline = f"val.{task_metrics(task)[0]}"
-    if metric.rsplit(".", maxsplit=1)[-1] not in task_metrics(task):
-        lines.append(f"note: register.metric {metric} is not a metric of {task}: using {headline} without a minimum")
-        metric, minimum = headline, None
+    suits = register.metric.rsplit(".", maxsplit=1)[-1] in task_metrics(task)
+    metric, minimum = (register.metric, register.minimum) if suits else (headline, None)
+    note = f"note: register.metric {register.metric} is not a metric of {task}: using {headline} without a minimum"
+    lines = [] if suits else [note]
     known = {name: found[metric] for name, found in scores.items() if metric in found}
     if not known:
         others = ", ".join(sorted(set().union(*scores.values())))

@@ -146,11 +146,11 @@ def test_one_moment_is_never_in_two_splits(when):
     ("values", "said"),
     [
         ([*range(9), None], "'when' is missing in 1 rows"),
-        (["a"] * 10, "'when' holds neither times nor numbers"),
-        ([[1]] * 10, "'when' holds neither times nor numbers"),
+        (["a"] * 10, "'when' must hold times or numbers"),
+        ([[1]] * 10, "'when' must hold times or numbers"),
         ([5] * 10, "data.split leaves 0 of 10 rows for val"),
         ([True, False] * 5, "data.split"),
-        (["2020-01-01"] * 9 + ["2020-13-01"], "'when' holds neither times nor numbers"),
+        (["2020-01-01"] * 9 + ["2020-13-01"], "'when' must hold times or numbers"),
     ],
 )
 def test_column_that_is_no_time_is_refused(values, said):
@@ -194,7 +194,7 @@ def test_group_split_depends_on_the_seed_and_not_on_the_type_of_the_column():
 
 
 def test_fewer_groups_than_splits_are_refused():
-    assert "'who' has 2 groups" in refusal(table(10, who=[1, 2] * 5), by="group:who")
+    assert "'who' must have at least 3 groups, got 2" in refusal(table(10, who=[1, 2] * 5), by="group:who")
 
 
 def test_split_that_would_be_empty_is_refused():
