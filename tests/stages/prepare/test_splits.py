@@ -21,7 +21,7 @@ def split(frame: pd.DataFrame, codes=None, seed: int = 0, **options) -> dict[str
 
 
 def complete(splits: dict[str, np.ndarray], n: int) -> None:
-    """Every row is in one split, and each split counts upwards."""
+    """Check that every row is in one split, in ascending order."""
     assert tuple(splits) == SPLITS
     np.testing.assert_array_equal(np.sort(np.concatenate(list(splits.values()))), np.arange(n))
     assert all((np.diff(rows) > 0).all() for rows in splits.values())
@@ -38,7 +38,7 @@ def refusal(*arguments, **options) -> str:
 # ----------------------------------------------------------------------------------------------------------- random
 
 
-def test_each_class_is_shared_out_as_the_fractions_say():
+def test_each_class_is_split_by_the_fractions():
     codes = np.repeat([0, 1, 2], [1000, 230, 17])
     splits = split(table(len(codes)), codes, train=0.6, val=0.15, test=0.25)
     complete(splits, len(codes))
@@ -153,7 +153,7 @@ def test_one_moment_is_never_in_two_splits(when):
         (["2020-01-01"] * 9 + ["2020-13-01"], "'when' must hold times or numbers"),
     ],
 )
-def test_column_that_is_no_time_is_refused(values, said):
+def test_column_without_times_is_refused(values, said):
     assert said in refusal(table(10, when=pd.Series(values)), by="time:when")
 
 

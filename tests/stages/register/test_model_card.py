@@ -25,7 +25,7 @@ def card(of, models=("train",), **leaves):
 
 
 def parsed(text):
-    """What a reader sees: the text of the rendered card, and the rows of its tables."""
+    """Return the text of the rendered card, and the rows of its tables."""
     shown, rows, cell = [], [], None
     for token in MarkdownIt("commonmark").enable("table").parse(text):
         if token.type == "tr_open":
@@ -41,7 +41,7 @@ def parsed(text):
     return "\n".join(shown), rows
 
 
-def test_the_card_tells_of_data_split_metrics_use_and_loading():
+def test_the_card_describes_data_split_metrics_use_and_loading():
     of = samples.sample("iris")
     text = card(of, seed=7, data__split={"train": 0.7, "val": 0.2, "test": 0.1})
     for heading in ("## Data", "## Metrics", "## Intended use", "## How to load", "## Parameters"):
@@ -94,7 +94,7 @@ def test_the_card_shows_names_from_the_table_as_they_are(name):
     assert f"Source: data/{name}.csv, " in shown
 
 
-def test_the_card_tells_of_the_transfer_domain():
+def test_the_card_describes_the_transfer_domain():
     of = samples.sample("iris")
     learned = of.schema.model_copy(update={"transfer_target": of.target})
     shown, _ = parsed(
