@@ -18,7 +18,7 @@ from pipeline.networks.device import generator
 from pipeline.networks.modules import bin_edges
 
 LR, MOMENTUM, DECAY, DROPOUT = 0.05, 0.9, 1e-5, 0.1
-TEXTBOOK = {
+TEXTBOOK: dict[str, Any] = {
     "train__preset": "textbook", "train__lr": LR, "train__weight_decay": DECAY, "model__dropout": DROPOUT,
     "train__patience": None,
 }  # fmt: skip
@@ -115,7 +115,7 @@ def sklearn_epoch(x: np.ndarray, y: np.ndarray, hidden: tuple[int, ...], batch_s
 def lightning_epoch(x: Tensor, y: Tensor, hidden: tuple[int, ...], batch_size: int) -> None:
     import lightning
 
-    class Classifier(lightning.LightningModule):
+    class Classifier(lightning.LightningModule):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.model = mlp(x.shape[1], hidden, int(y.max()) + 1)

@@ -63,7 +63,7 @@ def on_flights() -> Iterator[Row]:
             start = time.perf_counter()
             scores.append(contestant(seed, table))
             seconds.append(time.perf_counter() - start)
-        row = {
+        row: Row = {
             "name": name,
             "accuracy": statistics.mean(scores),
             "sd": statistics.stdev(scores) if len(scores) > 1 else 0.0,

@@ -21,7 +21,7 @@ def main() -> None:
     imported = time.perf_counter()
     from pipeline.tracking import runs, writer
 
-    spent, depth = 0.0, 0
+    spent, depth, searched = 0.0, 0, 0.0
 
     def counted(work: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any, **named: Any) -> Any:
@@ -57,7 +57,6 @@ def main() -> None:
             setattr(owner, name, counted(getattr(owner, name)))
     if untracked:
         runs.Run.log_trial = lambda *arguments: None  # type: ignore[method-assign]
-    searched = 0.0
     for owner, part in ((module, "search"), (writer.Writer, "close")) if stage == "search" else ():
         setattr(owner, part, timed(getattr(owner, part)))
     module.main(*([item] if item else []))

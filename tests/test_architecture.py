@@ -117,6 +117,7 @@ def test_dvc_watches_every_section_of_params_that_a_stage_names(stage: str) -> N
     assert read <= watched
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_starts_with_what_it_uses_and_no_more(stage: str) -> None:
     code = f"import sys, pipeline.stages.{stage}.stage; print(*({SLOW} & set(sys.modules)))"

@@ -19,6 +19,7 @@ TASKS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("source", "task", "headline"), TASKS)
 def test_a_clone_runs_once_then_nothing_and_rebuilt_elsewhere_changes_no_byte(
     tmp_path: Path, source: str, task: str, headline: str

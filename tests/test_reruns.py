@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from ruamel.yaml import YAML
 
 from pipeline.core.config import dump_yaml, flatten
@@ -103,6 +104,7 @@ def other(value: Any) -> Any:
     return {"x": 1} if isinstance(value, dict) else 1
 
 
+@pytest.mark.slow
 def test_a_stage_reruns_for_what_its_outputs_follow_and_for_nothing_else(tmp_path: Path) -> None:
     folder = clone(tmp_path / "clone", {})
     yaml = YAML(typ="safe", pure=True)

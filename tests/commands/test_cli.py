@@ -1,6 +1,5 @@
 """Commands that are not stages."""
 
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 from pipeline.commands import cli, predict
 from pipeline.core import config
 from pipeline.networks.bundle import load_bundle
-from tests.support.chain import run_chain
+from tests.support.shared import copied
 
 
 def command(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,15 +19,20 @@ def command(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cli.main()
 
 
-@pytest.fixture
-def trained(project: Callable[..., Path]) -> Path:
-    folder = project({"data.source": "t.csv", "data.target": "fruit", "data.task": "binary"})
+FRUIT = {"data.source": "t.csv", "data.target": "fruit", "data.task": "binary"}
+
+
+def write_fruit() -> None:
     rng = np.random.default_rng(0)
     table = pd.DataFrame({"weight": rng.normal(size=200).round(3), "colour": rng.choice(["red", "green"], 200)})
     table["fruit"] = np.where(table["weight"] > 0, "apple", "pear")
-    table.to_csv(folder / "data/source/t.csv", index=False)
-    run_chain("fetch", "prepare", "train")
-    return folder
+    table.to_csv("data/source/t.csv", index=False)
+
+
+@pytest.fixture
+def trained(project: Callable[..., Path], built_once: Callable[..., Path]) -> Path:
+    built = built_once("fruit", FRUIT, "fetch", "prepare", "train", source=write_fruit)
+    return copied(built, project(FRUIT))
 
 
 def test_predict_writes_label_and_probabilities_in_the_order_of_the_rows(
@@ -62,15 +66,18 @@ def test_predict_writes_label_and_probabilities_in_the_order_of_the_rows(
         ("weight,colour\n1,red\n", "o.xlsx", "must end in .parquet or .csv"),
     ],
 )
-def test_a_table_that_does_not_fit_ends_in_one_line(trained: Path, table: str, output: str, says: str) -> None:
+@pytest.mark.usefixtures("trained")
+def test_a_table_that_does_not_fit_ends_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], table: str, output: str, says: str
+) -> None:
     Path("new.csv").write_text(table)
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline", "predict", "models/train", "new.csv", "-o", output],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert says in done.stderr
-    assert done.stderr.count("\n") == 1
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        command("predict", "models/train", "new.csv", "-o", output, monkeypatch=monkeypatch)
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert says in said
+    assert said.count("\n") == 1
     assert not Path(output).exists()
 
 
@@ -97,12 +104,8 @@ def test_adopt_without_a_search_says_what_to_run(
     assert "run dvc repro search" in capsys.readouterr().err
 
 
-def test_show_has_a_line_a_model(
-    project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    project({"data.source": "sklearn:iris", "data.target": "target", "data.task": "multiclass"})
-    run_chain()
-    capsys.readouterr()
+@pytest.mark.usefixtures("finished")
+def test_show_has_a_line_a_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     command("show", monkeypatch=monkeypatch)
     shown = capsys.readouterr().out
     for word in ("train", "search", "finetune", "trees", "constant", "test.accuracy", "transfer.loss"):

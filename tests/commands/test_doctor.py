@@ -23,9 +23,9 @@ from pipeline.commands.doctor.finding import Finding
 from pipeline.runtime import locks
 from pipeline.tracking import identity, journal
 from tests.support.clones import call, clone, environment
+from tests.support.params import IRIS
 from tests.support.projects import in_cache, tiny
-
-IRIS = {"data.source": "sklearn:iris", "data.target": "target", "data.task": "multiclass"}
+from tests.support.shared import once
 
 
 def found(check: str) -> list[Finding]:
@@ -46,6 +46,7 @@ def tree(folder: Path) -> dict[str, tuple[int, int, int]]:
     }
 
 
+@pytest.mark.slow
 def test_a_clone_is_looked_at_quickly_and_nothing_in_it_changes(tmp_path: Path) -> None:
     folder = clone(tmp_path / "clone", IRIS)
     call(folder, "dvc", "repro", "fetch")
@@ -62,6 +63,7 @@ def test_a_clone_is_looked_at_quickly_and_nothing_in_it_changes(tmp_path: Path) 
     assert said.endswith("to be mended: 1\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lacking", [["torch", "mlflow"], ["dvc"], ["pandas", "pydantic", "ruamel", "sklearn", "psutil"]]
 )
@@ -234,10 +236,11 @@ def test_a_server_is_well_or_told_to_be_down_broken_or_hanging(
 
 
 @pytest.fixture
-def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def built(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project of one stage, which writes {} to models/train/model.json."""
     monkeypatch.setenv("PATH", environment()["PATH"])
-    monkeypatch.chdir(tiny(tmp_path / "project"))
+    shutil.copytree(once(tmp_path_factory, "tiny", tiny), tmp_path / "project", symlinks=True)
+    monkeypatch.chdir(tmp_path / "project")
     return Path.cwd()
 
 
@@ -254,7 +257,14 @@ def written(path: Path, content: bytes) -> None:
 TORN = "dvc.lock", "cache", "outputs", "remotes", "bundles"
 
 
-@pytest.mark.parametrize("sum_of_all", ["ab/../../../../../../victim", "ab/../../../../../../victim.dir", "AB" * 16])
+@pytest.mark.parametrize(
+    "sum_of_all",
+    [
+        "ab/../../../../../../victim",
+        pytest.param("ab/../../../../../../victim.dir", marks=pytest.mark.slow),
+        pytest.param("AB" * 16, marks=pytest.mark.slow),
+    ],
+)
 def test_a_sum_that_dvc_never_writes_becomes_no_path(built: Path, sum_of_all: str) -> None:
     lock, victim = Path("dvc.lock"), built.parent / "victim"
     victim.write_text("x")
@@ -268,6 +278,7 @@ def test_a_sum_that_dvc_never_writes_becomes_no_path(built: Path, sum_of_all: st
     assert found("dvc.lock") == found("cache") == found("outputs") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "row",
     [
@@ -290,6 +301,7 @@ def test_a_listing_that_dvc_never_writes_is_named_and_not_followed(built: Path, 
     assert found("dvc.lock") == found("cache") == found("outputs") == []
 
 
+@pytest.mark.slow
 def test_what_the_cache_does_not_have_whole_is_moved_aside_and_never_removed(built: Path) -> None:
     model, mine = Path("models/train/model.json"), b'{"mine": 1}'
     from_cache = "rm -r models/train && dvc checkout models/train"

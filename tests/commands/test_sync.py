@@ -21,10 +21,9 @@ from pipeline.tracking import journal as spools
 from pipeline.tracking.progress import Progress
 from pipeline.tracking.runs import files_of
 from tests.support.chain import lock, run_chain
-from tests.support.params import write_params
+from tests.support.params import IRIS, write_params
 from tests.support.runs import all_runs, forget, runs
 
-IRIS = {"data.source": "sklearn:iris", "data.target": "target", "data.task": "multiclass"}
 # What no output tells: scores of the best epoch and of the overfit check but its losses, and how many parameters all members have.
 UNTOLD = ("best/", "parameters/", "overfit/")
 
@@ -50,12 +49,10 @@ def to_cache(folder: Path, name: str) -> None:
 
 
 def test_a_database_that_is_gone_comes_back_from_what_dvc_has(
-    project: Callable[..., Path], database: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path, database: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = project(IRIS)
+    folder = finished
     git("init", "--quiet")
-    run_chain()
-    lock()
     git("add", "dvc.lock", "params.yaml", "dvc.yaml")
     git("commit", "--quiet", "--message", "results")
     before = runs()
@@ -96,7 +93,14 @@ def test_a_database_that_is_gone_comes_back_from_what_dvc_has(
     assert {run.info.run_id for run in runs().values()} == {run.info.run_id for run in after.values()}
 
 
-@pytest.mark.parametrize("kept", [None, "refs/tags/v1", "refs/exps/ab/cdef0123456789/ashen-wine"])
+@pytest.mark.parametrize(
+    "kept",
+    [
+        None,
+        pytest.param("refs/tags/v1", marks=pytest.mark.slow),
+        pytest.param("refs/exps/ab/cdef0123456789/ashen-wine", marks=pytest.mark.slow),
+    ],
+)
 def test_a_version_of_a_branch_a_tag_or_an_experiment_comes_back_too(
     project: Callable[..., Path], database: Path, capsys: pytest.CaptureFixture[str], kept: str | None
 ) -> None:
@@ -269,12 +273,11 @@ def send_at_once(deliveries: list[delivery.Delivery]) -> list[Exception]:
     return errors
 
 
+@pytest.mark.slow
 def test_two_clones_that_rebuild_the_same_end_with_one_run_and_each_point_once(
-    project: Callable[..., Path], database: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path, database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = project(IRIS)
-    run_chain()
-    lock()
+    folder = finished
     before = set(runs())
     forget(folder, database)
 

@@ -3,6 +3,7 @@
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -62,7 +63,12 @@ def test_left_out_sections_get_defaults():
 
 
 def test_preset_and_missing_values_are_replaced_by_the_values_of_the_preset():
-    for written in ({}, {"train": {}}, {"train": {"lr": "preset"}, "model": {"ensemble": "preset"}}):
+    given: tuple[dict[str, Any], ...] = (
+        {},
+        {"train": {}},
+        {"train": {"lr": "preset"}, "model": {"ensemble": "preset"}},
+    )
+    for written in given:
         loaded = config.from_mapping({**{key: VALUES[key] for key in ("data", "search", "register")}, **written})
         found = config.flatten(loaded.model_dump(mode="json"))
         assert {name: found[name] for name in STRONG} == STRONG
@@ -102,9 +108,9 @@ def test_a_parameter_without_effect_on_a_trial_cannot_be_searched(params, name):
 def test_config_cannot_be_changed(params):
     loaded = config.load(params())
     with pytest.raises(ValidationError, match="frozen"):
-        loaded.seed = 1
+        loaded.seed = 1  # type: ignore[misc]
     with pytest.raises(ValidationError, match="frozen"):
-        loaded.train.lr = 1.0
+        loaded.train.lr = 1.0  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -371,7 +377,9 @@ def test_adopt_makes_a_section_that_the_file_lacks(params):
 
 
 keys = st.text("abc_ éß\n", min_size=1, max_size=4)
-plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just([]) | st.just({})
+plain: st.SearchStrategy[Any] = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just([]) | st.just({})
+)
 nested = st.recursive(plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3))
 
 

@@ -76,6 +76,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], No
 needs_avx2 = pytest.mark.skipif(not CPUINFO.exists() or "avx2" not in CPUINFO.read_text(), reason="needs AVX2")
 
 
+@pytest.mark.slow
 @needs_avx2
 def test_portable_gives_the_same_bytes_on_other_processors(here: Callable[[bool], None]) -> None:
     usual = sums({})

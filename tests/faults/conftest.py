@@ -1,6 +1,7 @@
 """Faults are injected a few times in `make test` and many times in `make torture`, which prints how often each was survived."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,13 @@ def tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
         request.node.user_properties.append(("fault", (fault, tried, survived)))
     if counted.first_loss is not None:
         raise counted.first_loss
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test of this folder `faults`; pytest hands this hook the tests of all folders."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.faults)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

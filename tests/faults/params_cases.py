@@ -2,6 +2,7 @@
 
 import random
 import string
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -92,7 +93,7 @@ NUMBERS = [
 def size(rng: random.Random) -> str:
     """Set sizes, rates and counts from zero to absurd, for networks that use them."""
     tree = config.read_yaml(ROOT / "params.yaml")
-    values = {
+    values: dict[str, Any] = {
         "model.numeric": rng.choice(["plain", "ple", "plr"]),
         "model.categories": rng.choice(["onehot", "embedding"]),
         "model.init": rng.choice(["default", "kaiming"]),
@@ -146,26 +147,25 @@ def structure(rng: random.Random) -> str | bytes:
         "%TAG ! !\n",
         "? ",
     ]
-    return rng.choice(
-        [
-            lambda: "".join(rng.choices(token, k=rng.randrange(200))),
-            lambda: rng.randbytes(rng.randrange(5000)),
-            lambda: SHIPPED.encode(rng.choice(["utf-16", "utf-32", "utf-8-sig", "cp500", "utf-7"]), "replace"),
-            lambda: SHIPPED.replace("data", "dätä").encode("latin-1", "replace"),
-            lambda: b"\x80\x04\x95" + rng.randbytes(50) + b".",
-            lambda: SHIPPED + "\n" + SHIPPED,
-            lambda: SHIPPED.replace("\n", "\r"),
-            lambda: "%YAML 1.1\n---\n" + SHIPPED,
-            lambda: SHIPPED * 2000,  # some 10 MB
-            lambda: "a: " + "x" * 10_000_000,
-            lambda: "x: [" + "1, " * 40_000 + "1]",
-            lambda: "\n".join(" " * k + "a:" for k in range(rng.choice([20, 400]))),
-            lambda: "\n".join(f"{''.join(rng.choices(string.printable, k=9))}: 1" for _ in range(50)),
-            lambda: SHIPPED + "\n" + "\n".join(f"k{k}: {k}" for k in range(5000)),
-            lambda: "&a [" + "*a, " * 1000 + "*a]",
-            lambda: "- " * 3000 + "a",
-        ]
-    )()
+    makers: list[Callable[[], str | bytes]] = [
+        lambda: "".join(rng.choices(token, k=rng.randrange(200))),
+        lambda: rng.randbytes(rng.randrange(5000)),
+        lambda: SHIPPED.encode(rng.choice(["utf-16", "utf-32", "utf-8-sig", "cp500", "utf-7"]), "replace"),
+        lambda: SHIPPED.replace("data", "dätä").encode("latin-1", "replace"),
+        lambda: b"\x80\x04\x95" + rng.randbytes(50) + b".",
+        lambda: SHIPPED + "\n" + SHIPPED,
+        lambda: SHIPPED.replace("\n", "\r"),
+        lambda: "%YAML 1.1\n---\n" + SHIPPED,
+        lambda: SHIPPED * 2000,  # some 10 MB
+        lambda: "a: " + "x" * 10_000_000,
+        lambda: "x: [" + "1, " * 40_000 + "1]",
+        lambda: "\n".join(" " * k + "a:" for k in range(rng.choice([20, 400]))),
+        lambda: "\n".join(f"{''.join(rng.choices(string.printable, k=9))}: 1" for _ in range(50)),
+        lambda: SHIPPED + "\n" + "\n".join(f"k{k}: {k}" for k in range(5000)),
+        lambda: "&a [" + "*a, " * 1000 + "*a]",
+        lambda: "- " * 3000 + "a",
+    ]
+    return rng.choice(makers)()
 
 
 @cache
@@ -208,7 +208,9 @@ def trained(settings: Config) -> None:
 
 def case(number: int, folder: Path) -> None:
     rng = random.Random(f"params {number}")
-    kinds = [one_value, one_value, one_value, inner_value, inner_value, size, size, size, damaged, structure, laughs]
+    kinds: list[Callable[[random.Random], str | bytes]] = [
+        *[one_value] * 3, *[inner_value] * 2, *[size] * 3, damaged, structure, laughs
+    ]  # fmt: skip
     made = rng.choice(kinds)(rng)
     path, payload = folder / "params.yaml", folder / "payload"
     content = (

@@ -166,6 +166,9 @@ def false_kind(rng: random.Random) -> Made:
     ), content
 
 
+PACK: dict[str, Callable[[bytes], bytes]] = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
+
+
 @cache
 def bomb(kind: str) -> bytes:
     """Pack a table of about 100 MB into a file of kilobytes."""
@@ -176,9 +179,7 @@ def bomb(kind: str) -> bytes:
             for _ in range(50):
                 member.write(rows)
         return buffer.getvalue()
-    return {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}[kind](
-        rows
-    ) * 50  # concatenated archives are one file
+    return PACK[kind](rows) * 50  # one after another: one file
 
 
 @cache
@@ -197,7 +198,7 @@ def packed(rng: random.Random) -> Made:
         return "t.parquet", parquet_bomb()
     if kind in ("torn", "whole"):
         content, suffix = table(rng, 3, 60).encode(), rng.choice(["gz", "bz2", "xz"])
-        content = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}[suffix](content)
+        content = PACK[suffix](content)
         return f"t.csv.{suffix}", content if kind == "whole" else content[
             : rng.randrange(len(content))
         ] + rng.randbytes(rng.choice([0, 9]))

@@ -11,41 +11,34 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
-from ruamel.yaml import YAML
 
 from pipeline.commands.doctor import checks
 from pipeline.commands.doctor.finding import Finding
-from pipeline.core import config
 from pipeline.core.errors import UserError
 from pipeline.networks.bundle import load_bundle
 from pipeline.runtime import locks
-from tests.support.clones import call, clone, environment
+from tests.support.clones import call, clone, environment, keep_stages
+from tests.support.params import IRIS
+from tests.support.shared import once
 from tests.support.tally import Tally
 
 STAGES = ("fetch", "prepare", "train")
 OUTPUTS = ("data/raw", "data/prepared", "models/train")
-IRIS = {"data.source": "sklearn:iris", "data.target": "target", "data.task": "multiclass"}
 ABOUT_DVC = ("dvc.lock", "locks of DVC", "cache", "outputs", "remotes", "bundles")
 
 
 @pytest.fixture(scope="session")
 def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone with the first stages only, built and committed: one for all workers of pytest."""
-    root = tmp_path_factory.getbasetemp()
-    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
-    folder, done = root / "reproduced", root / "reproduced.done"
-    with FileLock(root / "reproduced.lock"):
-        if not done.exists():
-            clone(folder, IRIS)
-            path = folder / "dvc.yaml"
-            stages = YAML(typ="safe", pure=True).load(path.read_text())["stages"]
-            path.write_text(config.dump_yaml({"stages": {name: stages[name] for name in STAGES}}))
-            call(folder, "dvc", "repro")
-            call(folder, "git", "add", "--all")
-            call(folder, "git", "commit", "--quiet", "--message", "built")
-            done.touch()
-    return folder
+
+    def make(folder: Path) -> None:
+        clone(folder, IRIS)
+        keep_stages(folder, *STAGES)
+        call(folder, "dvc", "repro")
+        call(folder, "git", "add", "--all")
+        call(folder, "git", "commit", "--quiet", "--message", "built")
+
+    return once(tmp_path_factory, "reproduced", make)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -390,7 +391,7 @@ def test_a_link_that_leads_out_of_the_project_is_not_written_through(
     (project / "within").symlink_to(project)
     for path in ("models/a", "models/train/a", "../outside/a", "models/../a"):
         with tally.trial("output folder that is a link to outside"):
-            refused(lambda path=path: files.write_text(Path(path), "x"), path, tmp_path / "payload")
+            refused(partial(files.write_text, Path(path), "x"), path, tmp_path / "payload")
     with tally.trial("output folder that is a link to outside"):
         files.write_text(Path("file"), "ours")  # the link is replaced, not its target
         files.write_text(Path("within/b"), "x")
@@ -475,11 +476,8 @@ def test_names_and_labels_are_shown_and_never_interpreted(
         assert "# a&lt;b&gt;" in card
 
 
-def test_a_scratch_run_of_one_stage_refuses_a_bundle_that_was_changed(
-    project: Callable[..., Path], tally: Tally
-) -> None:
-    project({"data.source": "sklearn:iris", "data.target": "target", "data.task": "multiclass"})
-    run_chain("fetch", "prepare", "train")
+@pytest.mark.usefixtures("finished")
+def test_a_scratch_run_of_one_stage_refuses_a_bundle_that_was_changed(tally: Tally) -> None:
     with tally.trial("bundle with sums that do not fit"):
         path = Path("models/train") / WEIGHTS
         content = bytearray(path.read_bytes())

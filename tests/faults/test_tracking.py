@@ -21,11 +21,10 @@ from mlflow import MlflowClient
 
 from pipeline.tracking import store
 from pipeline.tracking.journal import Spool
-from tests.support.chain import lock, run_chain
+from tests.support.params import IRIS
 from tests.support.runs import environment, forget, own, replay, runs
 from tests.support.tally import TORTURE, Tally
 
-IRIS = {"data.source": "sklearn:iris", "data.target": "target", "data.task": "multiclass"}
 EPOCHS, TRIALS = 30, 3
 # A stage that logs as training does; it prints how long its end took.
 STAGE = f"""
@@ -378,11 +377,9 @@ def synced(folder: Path, seconds: float = 120.0) -> tuple[int, float]:
 
 
 def test_a_sync_killed_at_any_moment_and_run_again_leaves_each_run_once(
-    project: Callable[..., Path], database: Path, tally: Tally
+    finished: Path, database: Path, tally: Tally
 ) -> None:
-    folder = project(IRIS)
-    run_chain()
-    lock()
+    folder = finished
     before = runs()
     forget(folder, database)
     (status, whole), rng = synced(folder), random.Random(4)

@@ -20,6 +20,7 @@ import warnings
 from contextlib import redirect_stderr
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pipeline.runtime import console
 from tests.support.imports import ROOT
@@ -39,7 +40,7 @@ def main(module: str, first: int, end: int) -> None:
             print(json.dumps(_tried(cases, number, Path(folder))), flush=True)
 
 
-def _tried(cases: object, number: int, folder: Path) -> dict[str, object]:
+def _tried(cases: Any, number: int, folder: Path) -> dict[str, Any]:
     lost, told = "", io.StringIO()
     faulthandler.dump_traceback_later(6 * SECONDS, exit=True)  # for code that ignores signals, or waits
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
@@ -68,9 +69,9 @@ def _too_long(*_: object) -> None:
     raise TimeoutError(f"more than {SECONDS} s")
 
 
-def tried(module: str, first: int, end: int) -> list[dict[str, object]]:
+def tried(module: str, first: int, end: int) -> list[dict[str, Any]]:
     """Return the result of each case; if a case ends the process, another process continues with the next case."""
-    found: list[dict[str, object]] = []
+    found: list[dict[str, Any]] = []
     one_thread = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     # By default Arrow allocates a gigabyte at once, the whole limit, and freed memory stays with the process.
     one_thread |= {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_MMAP_THRESHOLD_": "1000000"}

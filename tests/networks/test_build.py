@@ -1,5 +1,6 @@
 import copy
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.settings import Model
 from pipeline.networks.build import build_network, describe, freeze, linear_layers, parameters, replace_output
 from pipeline.networks.device import generator
+from tests.support.members import numpy_state
 from tests.support.samples import network, sample
 
 
@@ -39,7 +41,7 @@ def expected_bound(init, activation, slope, fan_in, fan_out):
         case "xavier":
             return (6 / (fan_in + fan_out)) ** 0.5
         case "kaiming":
-            named = activation if activation in ("relu", "leaky_relu") else "linear"
+            named: Any = activation if activation in ("relu", "leaky_relu") else "linear"
             return nn.init.calculate_gain(named, slope) * (3 / fan_in) ** 0.5
         case "zeros":
             return 0.0
@@ -50,7 +52,8 @@ def expected_bound(init, activation, slope, fan_in, fan_out):
 def test_initial_weights_fill_the_range_of_torch_init(init, activation):
     of = sample("mixed")
     built = network(of, hidden=(500, 300), activation=activation, slope=0.3, init=init)
-    first, second, last = linear_layers(built).values()
+    layers: list[Any] = list(linear_layers(built).values())
+    first, second, last = layers
     active = of.schema.d_num + len(of.schema.cardinalities)
     for weight, fan_in, fan_out in [
         (first.weight, active, 500),
@@ -80,10 +83,10 @@ def test_initial_weights_have_the_spread_that_torch_init_gives(init, call):
 
 
 def test_building_draws_from_its_generator_alone():
-    of, before, numpy_before = sample("mixed"), torch.get_rng_state(), np.random.get_state()[1].copy()
+    of, before, numpy_before = sample("mixed"), torch.get_rng_state(), numpy_state()
     one, same, other = (network(of, seed) for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), before)
-    assert np.array_equal(np.random.get_state()[1], numpy_before)
+    assert np.array_equal(numpy_state(), numpy_before)
     for a, b, c in zip(one.parameters(), same.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
         assert not torch.equal(a, c)

@@ -3,6 +3,7 @@ import pytest
 import torch
 from sklearn import metrics as reference
 
+from pipeline.core.settings import Task
 from pipeline.evaluation import metrics
 from pipeline.networks import losses
 from pipeline.networks.device import generator
@@ -80,10 +81,11 @@ def test_regression_loss_is_the_mean_squared_error_and_one_for_the_mean_of_a_sta
 
 
 def test_loss_of_extreme_outputs_is_finite():
-    for outputs, y, task in [
+    cases: list[tuple[torch.Tensor, torch.Tensor, Task]] = [
         (torch.tensor([[200.0], [-200.0]]), torch.tensor([0, 1]), "binary"),
         (torch.tensor([[200.0, -200, 0], [-200, 0, 200]]), torch.tensor([1, 0]), "multiclass"),
-    ]:
+    ]
+    for outputs, y, task in cases:
         assert 150 < float(losses.loss(outputs, y, task)) < 401
 
 

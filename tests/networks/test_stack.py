@@ -1,4 +1,5 @@
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -43,13 +44,17 @@ def test_the_gradients_of_a_stack_are_what_autograd_finds_for_its_networks(activ
 # ----------------------------------------------------------------------------------------------------------- dropout
 
 
+def layer_of(stack, name) -> Any:
+    return stack._layers[name]
+
+
 def masks(chances, n_rows=2000, width=101, seeds=(0,)):
     """[K, n_rows, width] what a stack of ones becomes."""
     layer = nn.utils.skip_init(nn.Linear, 1, width)
     networks = [nn.Sequential(layer, nn.Dropout(p)) for p in chances]
     stack = Stack(networks)
     words = stack.dropout_words(n_rows, [generator(seed) for seed in seeds])
-    return stack._layers["1"].mask(words, n_rows)
+    return layer_of(stack, "1").mask(words, n_rows)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 0.999999])
@@ -91,7 +96,7 @@ def test_each_number_that_may_be_dropped_has_random_bits_of_its_own_in_every_lay
     dropped = []
     for place in range(words.shape[1]):
         one_low = torch.full_like(words, 2**15 - 1).index_fill(1, torch.tensor([place]), -(2**15))
-        found = [stack._layers[name].mask(one_low, n_rows) == 0 for name in ("1", "3", "5")]
+        found = [layer_of(stack, name).mask(one_low, n_rows) == 0 for name in ("1", "3", "5")]
         dropped.append(torch.cat([mask.flatten() for mask in found]))
     each = torch.stack(dropped)
     assert each.shape[1] == n_rows * (wide + wide + narrow)
@@ -103,7 +108,7 @@ def test_dropout_layers_of_one_width_drop_other_numbers():
     layers = [nn.Linear(1, 64), nn.Dropout(0.5), nn.Linear(64, 64), nn.Dropout(0.5)]
     stack = Stack([nn.Sequential(*layers) for _ in range(2)])
     words = stack.dropout_words(500, [generator(seed) for seed in (0, 1)])
-    one, other = (stack._layers[name].mask(words, 500) == 0 for name in ("1", "3"))
+    one, other = (layer_of(stack, name).mask(words, 500) == 0 for name in ("1", "3"))
     both = (one & other).float().mean((1, 2))
     assert both.tolist() == pytest.approx([0.25, 0.25], abs=0.012)  # five standard deviations
 

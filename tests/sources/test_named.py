@@ -3,6 +3,7 @@ import importlib.metadata
 import io
 import json
 import urllib.error
+from email.message import Message
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,13 @@ ARFF = b"""@RELATION small
 ?,'dark blue',no
 -2,?,?
 """
+
+
+class Response(io.BytesIO):
+    """An answer of OpenML, with its headers."""
+
+    def info(self) -> dict[str, str]:
+        return {}
 
 
 @pytest.fixture
@@ -77,10 +85,8 @@ def openml(monkeypatch):
         elif path in answers:
             content = json.dumps(answers[path]).encode()
         else:
-            raise urllib.error.HTTPError(request.full_url, 412, "No results", {}, io.BytesIO())
-        response = io.BytesIO(content)
-        response.info = dict
-        return response
+            raise urllib.error.HTTPError(request.full_url, 412, "No results", Message(), io.BytesIO())
+        return Response(content)
 
     monkeypatch.setattr("sklearn.datasets._openml.urlopen", urlopen)
     return asked

@@ -5,6 +5,7 @@ import gzip
 import io
 import lzma
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -158,7 +159,7 @@ def encrypted() -> bytes:
     return bytes(content)
 
 
-packed = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+packed: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
 
 
 @pytest.mark.parametrize(

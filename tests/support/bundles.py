@@ -1,5 +1,6 @@
 """Bundles that somebody has changed."""
 
+import hashlib
 import json
 
 from pipeline.core import files
@@ -11,6 +12,6 @@ def sign(folder, change=lambda body: None):
     body = json.loads((folder / DESCRIPTION).read_text())
     body.pop("sha256")
     change(body)
-    digest = files.hashlib.sha256(files.dump_json(body).encode()).hexdigest()
+    digest = hashlib.sha256(files.dump_json(body).encode()).hexdigest()
     sums = {name: files.sha256(folder / name) for name in (WEIGHTS, HISTORY)} | {DESCRIPTION: digest}
     files.write_json(folder / DESCRIPTION, {"sha256": sums, **body})

@@ -4,8 +4,12 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
+from ruamel.yaml import YAML
+
+from pipeline.core import config
 from tests.support.imports import ROOT
 from tests.support.params import write_params
 
@@ -25,7 +29,7 @@ def call(folder: Path, *command: str, status: int = 0) -> str:
     return done.stdout + done.stderr
 
 
-def clone(folder: Path, changes: dict[str, object]) -> Path:
+def clone(folder: Path, changes: Mapping[str, object]) -> Path:
     """A clone of what is committed, with the working tree's files over it, small parameters, and a commit of its own."""
     call(folder.parent, "git", "clone", "--quiet", str(ROOT), str(folder))
     tracked = subprocess.run(
@@ -42,3 +46,10 @@ def clone(folder: Path, changes: dict[str, object]) -> Path:
     call(folder, "git", "add", "--all")
     call(folder, "git", "commit", "--quiet", "--message", "a project of its own")
     return folder
+
+
+def keep_stages(folder: Path, *names: str) -> None:
+    """Leave only these stages in dvc.yaml."""
+    path = folder / "dvc.yaml"
+    stages = YAML(typ="safe", pure=True).load(path.read_text())["stages"]
+    path.write_text(config.dump_yaml({"stages": {name: stages[name] for name in names}}))

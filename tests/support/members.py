@@ -1,7 +1,9 @@
 """Members of a stack: made, trained, and compared."""
 
 import copy
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -56,6 +58,12 @@ def largest_difference(alone, together):
 
 def trained(of, built, seed=0, on_epoch=lambda row: None, train=None, val=None, **train_settings):
     return samples.train(built, of, settings(**train_settings), seed, on_epoch=on_epoch, rows=train, val=val)
+
+
+def numpy_state() -> Any:
+    """The state of NumPy's global generator."""
+    found: Any = np.random.get_state()
+    return found[1].copy()
 
 
 def state(built):

@@ -1,5 +1,6 @@
 """The shipped params.yaml, made small."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from ruamel.yaml import YAML
 from pipeline.core import config
 from tests.support.imports import ROOT
 
+IRIS = {"data.source": "sklearn:iris", "data.target": "target", "data.task": "multiclass"}
 SMALL = {
     "train.epochs": 3,
     "train.batch_size": 32,
@@ -20,11 +22,11 @@ SMALL = {
 }
 
 
-def write_params(folder: Path, changes: dict[str, Any]) -> None:
+def write_params(folder: Path, changes: Mapping[str, Any]) -> None:
     """The shipped params.yaml, made small, with some `section.key` changed."""
     yaml = YAML(typ="safe", pure=True)
     values = yaml.load((ROOT / "params.yaml").read_text())
-    for name, value in (SMALL | changes).items():
+    for name, value in {**SMALL, **changes}.items():
         section, _, key = name.partition(".")
         values[section][key] = value
     (folder / "params.yaml").write_text(config.dump_yaml(values, yaml))

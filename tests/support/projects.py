@@ -24,7 +24,7 @@ def in_cache(cache: Path, listing: bytes) -> str:
 
 def tiny(folder: Path) -> Path:
     """A project of one stage, which writes a file of models/train without a model in it; reproduced."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     call(folder, "git", "init", "--quiet")
     call(folder, "dvc", "init", "--quiet")
     shutil.copy(ROOT / ".dvc/config", folder / ".dvc/config")  # or dvc leaves a process that sends statistics

@@ -1,5 +1,7 @@
 """A small table as sources hold it, and how a test reads one."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,11 +17,11 @@ def text(separator: str = ",") -> str:
     return TABLE.to_csv(index=False, sep=separator)
 
 
-def read(name: str, **options: str) -> pd.DataFrame:
+def read(name: str, **options: Any) -> pd.DataFrame:
     return readers.read(name, Csv(**options))
 
 
-def refusal(name: str, **options: str) -> str:
+def refusal(name: str, **options: Any) -> str:
     with pytest.raises(UserError) as caught:
         read(name, **options)
     message = str(caught.value)

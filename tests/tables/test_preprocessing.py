@@ -162,7 +162,7 @@ def circle(share: float) -> list[float]:
 def test_date_and_time_are_numbers_computed_by_hand(when, unit):
     days = (when - datetime.datetime(1970, 1, 1)) // datetime.timedelta(days=1)
     hours = when.hour + when.minute / 60 + when.second / 3600
-    table = pd.DataFrame({"t": pd.Series([when]).astype(f"datetime64[{unit}]").dt.tz_localize("UTC")})
+    table = pd.DataFrame({"t": pd.Series([when]).astype(np.dtype(f"datetime64[{unit}]")).dt.tz_localize("UTC")})
     found = preprocessing.numeric_features(table, schema_of(moment("t", "date", "time")))
     exact = days + hours / 24
     expected = [days, *circle(exact / 365.2425 % 1), *circle(exact / 7 % 1), hours, *circle(hours / 24)]

@@ -19,7 +19,7 @@ def test_widths_count_parts_of_dates_and_missing_indicators():
         "n": np.linspace(0, 1, N),
         "m": pd.Series(np.linspace(0, 1, N)).where(MISSING_ONE),
         "day": DAYS,
-        "moment": DAYS.to_series(index=range(N)).where(MISSING_ONE) + pd.Timedelta("1h"),
+        "moment": pd.Series(DAYS).where(MISSING_ONE) + pd.Timedelta("1h"),
         "c": objects(*"abc"),
     })  # fmt: skip
     learned = learn(table)

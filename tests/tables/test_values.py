@@ -1,5 +1,6 @@
 """A value has the same text in columns of any type."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -48,7 +49,7 @@ def test_canonical_text(values, texts):
 
 
 def test_canonical_text_of_dates_does_not_depend_on_their_unit():
-    texts = [canonical(pd.Series(DAYS).astype(f"datetime64[{unit}]")).tolist() for unit in ("s", "us", "ns")]
+    texts = [canonical(pd.Series(DAYS).astype(np.dtype(f"datetime64[{unit}]"))).tolist() for unit in ("s", "us", "ns")]
     assert texts[0] == texts[1] == texts[2]
 
 

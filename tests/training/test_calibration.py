@@ -66,11 +66,13 @@ def test_a_few_rows_that_are_all_right_do_not_make_a_network_certain(task, n, se
     right = losses.row_scores(outputs, y, task).nonzero()[:n, 0]
     found = fit_temperature(outputs[right], y[right], task)
     assert 0.5 < found < 1.5
-    held_out = [loss(*drawn(task, 1.0, sure=6.0, seed=9), task, temperature) for temperature in (1.0, found, 0.05)]
+    new, labels = drawn(task, 1.0, sure=6.0, seed=9)
+    held_out = [loss(new, labels, task, temperature) for temperature in (1.0, found, 0.05)]
     assert held_out[1] < 1.25 * held_out[0]
     assert held_out[2] > 5 * held_out[0]  # which those few rows alone would ask for
 
 
+@pytest.mark.slow
 @TASKS
 @pytest.mark.parametrize("n", [10, 40, 160])
 def test_over_networks_of_many_temperatures_the_loss_on_other_rows_falls_however_few_rows_there_were(task, n):

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import shutil
+import time
 
 import pytest
 import torch
@@ -111,7 +112,7 @@ def test_checkpoints_are_seconds_apart_and_take_a_small_share_of_the_time(tmp_pa
     monkeypatch.setattr(checkpoints, "SHARE", 0.03)
     clock, written = itertools.count(0.0, 0.05), []
     now = [0.0]
-    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
 
     def slow(path, content):
         written.append(now[0])
@@ -139,7 +140,7 @@ def test_a_stage_that_ends_removes_its_checkpoints_and_one_that_fails_keeps_them
 
 
 def test_another_key_sees_nothing_of_it_and_removes_only_what_is_old(tmp_path, monkeypatch):
-    then = checkpoints.time.time() - 8 * 86_400
+    then = time.time() - 8 * 86_400
     old, new, foreign = 32 * "0", 32 * "1", "mine"
     for key in (old, new, foreign):
         shutil.copytree(_kept(tmp_path / "made"), tmp_path / "train" / key)

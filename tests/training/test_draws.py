@@ -1,4 +1,5 @@
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,8 @@ def test_mixup_equals_training_on_mixed_inputs(name):
 @pytest.fixture
 def seen_in_training(monkeypatch):
     """What a stack is given in training, and the rows as they are."""
-    seen, forward = [], Stack.__call__
+    seen: list[Any] = []
+    forward = Stack.__call__
 
     def recording(stack, x_num, x_cat, *rest):
         if not seen:  # and not the validation rows after them

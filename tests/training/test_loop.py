@@ -1,6 +1,7 @@
 import copy
 import math
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from pipeline.stages.baseline.trees import constant_outputs
 from pipeline.stages.train.overfit import overfit_check
 from pipeline.tables.tensors import TabularData
 from pipeline.training.loop import class_weights, evaluate
-from tests.support.members import equal, state, trained
+from tests.support.members import equal, numpy_state, state, trained
 from tests.support.samples import network, sample, settings
 
 TASKS = pytest.mark.parametrize("name", ["wine", "breast_cancer", "diabetes", "mixed"])
@@ -88,7 +89,7 @@ def test_two_epochs_equal_those_of_torch_optim_on_the_same_batches(name, optimiz
 
 def test_history_has_a_row_an_epoch_with_what_it_measured():
     of = sample("iris")
-    seen = []
+    seen: list[Any] = []
     fitted = trained(of, network(of), epochs=3, on_epoch=seen.append)
     assert fitted.history == seen
     assert [row["epoch"] for row in fitted.history] == [1, 2, 3]
@@ -118,7 +119,7 @@ def test_early_stopping_ends_after_patience_and_restores_the_best_weights_exactl
 
 def test_training_without_patience_runs_to_the_end_whatever_on_epoch_returns():
     of = sample("iris")
-    seen = []
+    seen: list[Any] = []
     fitted = trained(of, network(of), epochs=6, lr=1e-6, patience=None, on_epoch=lambda row: seen.append(row) or True)
     assert len(fitted.history) == 6
     assert seen == fitted.history
@@ -153,12 +154,12 @@ def test_fit_leaves_the_global_random_numbers_alone_and_does_not_depend_on_them(
     for seed in (0, 1):
         torch.manual_seed(seed)
         np.random.seed(seed)
-        before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+        before = torch.get_rng_state(), numpy_state().tolist(), random.getstate()
         built = network(of, dropout=0.3)
         trained(of, built, **LIVELY)
         overfit_check(built, of.train, settings(overfit=Overfit(rows=4)), of.target, seed=0)
         assert torch.equal(torch.get_rng_state(), before[0])
-        assert (np.random.get_state()[1].tolist(), random.getstate()) == before[1:]
+        assert (numpy_state().tolist(), random.getstate()) == before[1:]
         states.append(state(built))
     assert equal(*states)
 

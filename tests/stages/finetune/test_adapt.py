@@ -90,7 +90,7 @@ def test_each_member_of_an_ensemble_is_finetuned_from_its_own_weights():
         frozen = {name.split(".")[0] for name, p in member.network.named_parameters() if not p.requires_grad}
         assert frozen == {"1"}
     fit(tuned, of.train, of.val, of.target)
-    assert len({float(member.network[-1].bias.detach().sum()) for member in tuned}) == 3
+    assert len({float(member.network[-1].get_parameter("bias").detach().sum()) for member in tuned}) == 3
     new = from_scratch(trained, of.target, asked, torch.device("cpu"))
     for member, source in zip(new, trained.members, strict=True):
         kept = same(state(member.network), state(source))

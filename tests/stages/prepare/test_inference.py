@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from pipeline.core.errors import UserError
-from pipeline.core.settings import Data
+from pipeline.core.settings import Data, Split
 from pipeline.stages.prepare import inference
 from pipeline.tables import validation
 from tests.support.schemas import CATEGORICAL, DAYS, DROP, MISSING_ONE, NUMERIC, N, learn, learn_one, objects
@@ -216,5 +216,5 @@ def test_missing_named_column_is_refused_with_the_nearest_name(data, said):
 
 @pytest.mark.parametrize("by", ["time:y", "group:y"])
 def test_rows_cannot_be_split_by_the_target(by):
-    settings = Data(source="s", target="y", task="binary", split={"by": by})
+    settings = Data(source="s", target="y", task="binary", split=Split(by=by))
     assert by in refusal(inference.check_names, pd.DataFrame({"y": [1]}), settings)

@@ -338,7 +338,8 @@ def test_source_numbers_do_not_depend_on_the_transfer_domain():
     frame = table()
     transfer = {"column": "place", "values": ("there",)}
     first = prepared(frame, transfer=transfer)
-    frame.loc[frame["place"] == "there", ["size", "colour"]] = [99.0, "violet"]
+    there = frame["place"] == "there"
+    frame = frame.assign(size=frame["size"].mask(there, 99.0), colour=frame["colour"].mask(there, "violet"))
     second = prepared(frame, transfer=transfer)
     assert first.schema.columns == second.schema.columns
     assert all(torch.equal(second.preprocessor.numbers[n], v) for n, v in first.preprocessor.numbers.items())

@@ -26,7 +26,8 @@ def card(of, models=("train",), **leaves):
 
 def parsed(text):
     """Return the text of the rendered card, and the rows of its tables."""
-    shown, rows, cell = [], [], None
+    shown, cell = list[str](), None
+    rows: list[list[str]] = []
     for token in MarkdownIt("commonmark").enable("table").parse(text):
         if token.type == "tr_open":
             rows.append([])

@@ -1,6 +1,7 @@
 import itertools
 import json
 import logging
+from typing import Any
 
 import numpy as np
 import optuna
@@ -11,6 +12,7 @@ from scipy.stats import qmc
 
 from pipeline.core.config import replaced
 from pipeline.core.errors import UserError
+from pipeline.core.settings import Config
 from pipeline.networks.device import generator
 from pipeline.stages.search.study import search
 from tests.support import samples
@@ -25,7 +27,7 @@ def drawn(found):
 
 @SAMPLERS
 def test_each_sampler_gives_as_many_trials_as_asked_for_inside_the_space_and_repeats(sampler):
-    asked = {}
+    asked: dict[int, Config] = {}
     found = search(configured(sampler, 12), runner(asked=asked))
     assert [trial.number for trial in found.trials] == list(range(12))
     for trial in found.trials:
@@ -113,7 +115,7 @@ def test_qmc_covers_a_space_more_evenly_than_random_draws_do(seed):
 
 
 def test_optuna_hears_how_every_trial_went_pruned_ones_too_before_it_draws_the_next_round(monkeypatch):
-    studies, heard, create = [], {}, optuna.create_study
+    studies, heard, create = list[Any](), dict[int, Any](), optuna.create_study
     monkeypatch.setattr(optuna, "create_study", lambda **asked: studies.append(create(**asked)) or studies[-1])
     plain = runner(score=near_a_hundredth, diverge={3})
 
@@ -196,7 +198,7 @@ def test_a_whole_number_parameter_is_searched_in_whole_numbers():
 
 @SAMPLERS
 def test_a_trial_that_diverges_is_marked_failed_and_the_search_goes_on(sampler):
-    told = []
+    told: list[Any] = []
     found = search(configured(sampler, 6), runner(diverge={0, 3}), told.append)
     assert sorted(told, key=lambda trial: trial.number) == found.trials
     told = found.trials
