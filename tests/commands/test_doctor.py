@@ -56,10 +56,10 @@ def test_a_clone_is_looked_at_quickly_and_nothing_in_it_changes(tmp_path: Path) 
     assert tree(folder) == before
     assert "ok    packages\n" in said
     assert "\033" not in said
-    assert "wrong dvc.lock\n      dvc.lock does not have the outputs of prepare, baseline," in said
+    assert "wrong dvc.lock\n      dvc.lock lacks the outputs of prepare, baseline," in said
     assert "      remedy: dvc repro\n" in said
     assert said.count("remedy: ") == 1
-    assert said.endswith("to be mended: 1\n")
+    assert said.endswith("1 problem found\n")
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_a_package_at_another_version_or_missing_is_named(tmp_path: Path, monkey
     Path("constraints.txt").write_text("torch==2.0.1\nno-such-thing==1.0\npandas==3.1.1\nnor-this==2\n")
     (finding,) = found("packages")
     assert "no-such-thing is missing" in finding.what
-    assert "not 2.0.1" in finding.what
+    assert "torch must be 2.0.1, got " in finding.what
     assert finding.remedy == "python -m pip install --constraint constraints.txt no-such-thing torch"
 
 
@@ -116,8 +116,9 @@ def test_programs_that_are_not_found_and_another_python_are_named(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     findings = found("programs")
-    assert [finding.what for finding in findings][:2] == ["git is not found", "dvc is not found"]
-    assert "stages would run in the Python of None" in findings[2].what
+    assert [finding.what for finding in findings][:2] == ["git is not on the PATH", "dvc is not on the PATH"]
+    assert findings[2].what.startswith("the python on the PATH, which runs the stages, must be in ")
+    assert findings[2].what.endswith(", got None")
 
 
 def test_a_folder_without_git_and_dvc_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +141,7 @@ def test_a_disk_without_room_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found("disk") == []
     monkeypatch.setattr(installation, "GIGABYTES", 1e9)
     (finding,) = found("disk")
-    assert "GB are left on this disk" in finding.what
+    assert "free disk space must be at least 1e+09 GB, got " in finding.what
 
 
 # ----------------------------------------------------------------------------------------------------------- tracking
@@ -172,7 +173,7 @@ def test_a_database_is_well_or_told_to_be_damaged_locked_or_of_another_version(
     with sqlite3.connect(path) as writer:
         writer.execute("BEGIN IMMEDIATE")
         (finding,) = found("MLflow")
-        assert "locked for 0.5 s" in finding.what
+        assert "locked by another process for 0.5 s" in finding.what
     writer.close()
 
     with sqlite3.connect(path) as older:
@@ -262,8 +263,8 @@ def test_a_sum_that_dvc_never_writes_becomes_no_path(built: Path, sum_of_all: st
     findings = {name: found(name) for name in TORN}
     assert not any("victim" in finding.remedy for some in findings.values() for finding in some)
     (finding,) = findings["dvc.lock"]
-    said = f"the sum of models/train is '{sum_of_all}', which DVC never writes"
-    assert finding == Finding(f"dvc.lock is torn: {said}", "rm dvc.lock && dvc repro")
+    said = f"the checksum of models/train must be an MD5, got '{sum_of_all}'"
+    assert finding == Finding(f"dvc.lock is damaged: {said}", "rm dvc.lock && dvc repro")
     call(built, "bash", "-c", finding.remedy)
     assert found("dvc.lock") == found("cache") == found("outputs") == []
 
@@ -283,7 +284,7 @@ def test_a_listing_that_dvc_never_writes_is_named_and_not_followed(built: Path, 
     lock.write_text(re.sub(r"(?<=md5: )\w{32}\.dir", md5, lock.read_text()))
     listing = f".dvc/cache/files/md5/{md5[:2]}/{md5[2:]}"
     (damaged,) = found("cache")
-    assert damaged == Finding("models/train: its listing in DVC's cache is damaged", f"rm -f {listing}")
+    assert damaged == Finding("models/train: damaged in DVC's cache: the listing of its files", f"rm -f {listing}")
     (differs,) = found("outputs")
     for finding in (damaged, differs):
         call(built, "bash", "-c", finding.remedy)
@@ -320,33 +321,33 @@ def test_what_the_cache_does_not_have_whole_is_moved_aside_and_never_removed(bui
 
 def test_a_lock_of_dvc_is_removed_only_if_no_dvc_runs_here_that_may_hold_it(built: Path) -> None:
     rwlock = Path(".dvc/tmp/rwlock")
-    elsewhere = "in a shared folder, see first that no dvc runs on the other machines"
+    elsewhere = "if machines share this folder, first check that none of them runs dvc"
     sleep = shutil.which("sleep")
     # One that is called dvc, and one that is not.
     with subprocess.Popen(["dvc", "60"], executable=sleep) as dvc, subprocess.Popen(["sleep", "60"]) as other:
         readers = [{"pid": other.pid, "cmd": "dvc repro"}, {"pid": dvc.pid, "cmd": "dvc repro"}]
         rwlock.write_text(json.dumps({"write": {}, "read": {"/x": readers}}))
-        assert found("locks of DVC") == []
+        assert found("DVC locks") == []
         rwlock.write_text("{")
-        (finding,) = found("locks of DVC")
-        assert finding.remedy == f"wait for process {dvc.pid}, a dvc, then look again"
+        (finding,) = found("DVC locks")
+        assert finding.remedy == f"wait until dvc, process {dvc.pid}, has ended; then run the doctor again"
         call(built, "dvc", "config", "core.hardlink_lock", "true")
         rwlock.write_text("{}")
         rwlock.with_name("lock").write_text("/x/0.lock")  # as DVC writes it: nobody's name
-        assert found("locks of DVC") == []
+        assert found("DVC locks") == []
         dvc.kill()
         dvc.wait()
 
-        said = f".dvc/tmp/lock was left by a dvc that has ended; {elsewhere}"
-        assert Finding(said, "rm .dvc/tmp/lock") in found("locks of DVC")
+        said = f".dvc/tmp/lock was left by a dvc process that has ended; {elsewhere}"
+        assert Finding(said, "rm .dvc/tmp/lock") in found("DVC locks")
         call(built, "bash", "-c", "rm .dvc/tmp/*lock && dvc config --unset core.hardlink_lock")
         rwlock.write_text(json.dumps({"write": {}, "read": {"/x": readers}}))
-        said = f".dvc/tmp/rwlock names process {other.pid}, which is not DVC's here; {elsewhere}"
-        assert found("locks of DVC") == [Finding(said, "rm .dvc/tmp/rwlock")]
+        said = f".dvc/tmp/rwlock names process {other.pid}, which is not dvc; {elsewhere}"
+        assert found("DVC locks") == [Finding(said, "rm .dvc/tmp/rwlock")]
         other.kill()
     rwlock.write_text("{")
-    (finding,) = found("locks of DVC")
-    assert finding == Finding(f".dvc/tmp/rwlock is torn, and DVC refuses to run; {elsewhere}", "rm .dvc/tmp/rwlock")
+    (finding,) = found("DVC locks")
+    assert finding == Finding(f".dvc/tmp/rwlock is damaged, and DVC refuses to run; {elsewhere}", "rm .dvc/tmp/rwlock")
 
 
 # ------------------------------------------------------------------------------------------------ what this project keeps
@@ -368,13 +369,13 @@ def test_what_runs_what_waits_and_what_is_of_no_use_is_told(
     assert finding.remedy == "rm -r .state/checkpoints/fetch/0"
     call(folder, "bash", "-c", finding.remedy)
     assert found(".state") == []
-    root = folder / journal.SPOOLS
+    root = folder / journal.JOURNALS
     refused = journal.begin(root, "fetch", "0")
     refused.append("run", status=None)
-    refused.put_aside("a reason")
+    refused.quarantine("a reason")
     (finding,) = found(".state")
-    assert finding.what == "1 runs were not taken by MLflow"
-    assert finding.remedy.startswith("it lies in .state/refused; ")
+    assert finding.what == "runs refused by MLflow: 1"
+    assert finding.remedy.startswith("repair .state/refused/*, move it back to .state/runs and run ")
     shutil.rmtree(folder / journal.REFUSED)
     journal.begin(root, "fetch", "0").append("run", status=None)
     (finding,) = found(".state")

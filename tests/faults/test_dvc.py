@@ -26,7 +26,7 @@ from tests.support.tally import Tally
 STAGES = ("fetch", "prepare", "train")
 OUTPUTS = ("data/raw", "data/prepared", "models/train")
 IRIS = {"data.source": "sklearn:iris", "data.target": "target", "data.task": "multiclass"}
-ABOUT_DVC = ("dvc.lock", "locks of DVC", "cache", "outputs", "remotes", "bundles")
+ABOUT_DVC = ("dvc.lock", "DVC locks", "cache", "outputs", "remotes", "bundles")
 
 
 @pytest.fixture(scope="session")
@@ -94,7 +94,7 @@ def flip(path: Path, rng: random.Random) -> None:
 
 
 def test_where_nothing_is_wrong_the_doctor_says_so(copy: Callable[[], Path]) -> None:
-    assert call(copy(), "python", "-m", "pipeline", "doctor").endswith("\nall is well\n")
+    assert call(copy(), "python", "-m", "pipeline", "doctor").endswith("\nall checks passed\n")
 
 
 # ---------------------------------------------------------------------------------------------------- two at once

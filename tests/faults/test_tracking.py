@@ -20,7 +20,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.tracking import store
-from pipeline.tracking.journal import Spool
+from pipeline.tracking.journal import Journal
 from tests.support.chain import lock, run_chain
 from tests.support.runs import environment, forget, own, replay, runs
 from tests.support.tally import TORTURE, Tally
@@ -284,16 +284,16 @@ def test_a_full_disk_under_the_database(project: Callable[..., Path], tally: Tal
             holds_once(own(folder), trial + 1)
 
 
-def test_a_spool_that_cannot_be_written(project: Callable[..., Path], tally: Tally) -> None:
+def test_a_journal_that_cannot_be_written(project: Callable[..., Path], tally: Tally) -> None:
     folder = project(IRIS)
     (folder / ".state").mkdir()
     for _ in range(tally.times(1, 10)):
-        with tally.trial("spool unwritable"):
+        with tally.trial("journal unwritable"):
             (folder / ".state/runs").unlink(missing_ok=True)
             (folder / ".state/runs").write_text("a file in its place")
             done = ran(folder, STAGE)
             assert done.returncode == 0, done.stderr
-            assert done.stdout.count("tracking: off, ") == 1
+            assert done.stdout.count("tracking: logging disabled, ") == 1
             assert not done.stderr
 
 
@@ -321,7 +321,7 @@ def test_a_journal_torn_at_its_tail_loses_nothing(project: Callable[..., Path], 
                 time.sleep(rng.uniform(0, 0.05 * EPOCHS))
                 process.kill()
             for journal in (folder / ".state/runs").glob("*/events.jsonl"):
-                sent = Spool(journal.parent).sent  # which is on the disk
+                sent = Journal(journal.parent).sent  # which is on the disk
                 os.truncate(journal, max(journal.stat().st_size - rng.randrange(300), sent))
             with stage(folder) as process:
                 assert process.wait(120) == 0

@@ -25,8 +25,8 @@ from pipeline.core import config
 from pipeline.core.errors import UserError
 from pipeline.core.settings import Tracking
 from pipeline.tracking import delivery, identity, runs, store, writer
-from pipeline.tracking import journal as spools
-from pipeline.tracking.journal import SPOOLS
+from pipeline.tracking import journal as journals
+from pipeline.tracking.journal import JOURNALS
 from pipeline.tracking.runs import stage_run
 
 IRIS = {"data.source": "sklearn:iris", "data.target": "target", "data.task": "multiclass"}
@@ -51,7 +51,7 @@ def curve(run: Run, name: str = "val/loss") -> list[tuple[int, float]]:
     return [(point.step, point.value) for point in here().get_metric_history(run.info.run_id, name)]
 
 
-def spooled() -> list[Path]:
+def journal_folders() -> list[Path]:
     return sorted(path.parent for path in Path(".state/runs").glob("*/events.jsonl"))
 
 
@@ -174,11 +174,11 @@ def interrupted(*epochs: int, trials: int = 0, error: type[BaseException] = Keyb
         stage()
 
 
-def test_what_is_sent_and_finished_leaves_no_spool(project: Callable[..., Path]) -> None:
+def test_what_is_sent_and_finished_leaves_no_journal(project: Callable[..., Path]) -> None:
     project(IRIS)
     with stage_run("fetch", config.load()):
         pass
-    assert spooled() == []
+    assert journal_folders() == []
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
@@ -200,7 +200,7 @@ def test_an_interrupted_run_is_gone_on_with_and_has_each_step_and_trial_once(
     assert runs["fetch"].info.status == "FINISHED"
     assert curve(runs["fetch"]) == [(epoch, 1 / epoch) for epoch in (1, 2, 3, 4)]
     assert curve(runs["trial 0"]) == [(1, 1.0), (2, 0.5)]
-    assert spooled() == []
+    assert journal_folders() == []
 
 
 def test_other_parameters_begin_another_run(project: Callable[..., Path]) -> None:
@@ -215,10 +215,10 @@ def test_other_parameters_begin_another_run(project: Callable[..., Path]) -> Non
 def test_events_sent_again_make_no_doubles(project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """As after a kill between sending and noting that it is sent, at each event."""
     project(IRIS)
-    write = runs.Spool.sent.fset
+    write = journals.Journal.sent.fset
     assert write is not None
-    monkeypatch.setattr(runs.Spool, "remove", lambda spool: None)
-    monkeypatch.setattr(runs.Spool, "sent", runs.Spool.sent.setter(lambda spool, end: None))
+    monkeypatch.setattr(journals.Journal, "remove", lambda journal: None)
+    monkeypatch.setattr(journals.Journal, "sent", journals.Journal.sent.setter(lambda journal, end: None))
     with stage_run("fetch", config.load()) as run:
         run.log_epochs(rows(1, 2))
         run.set_tags({"a": "b"})
@@ -278,8 +278,8 @@ def test_a_model_and_its_version_are_made_once_whatever_is_sent_again(
     folder = project(IRIS)
     (folder / "bundle").mkdir()
     (folder / "bundle/model.json").write_text("{}")
-    monkeypatch.setattr(runs.Spool, "remove", lambda spool: None)
-    monkeypatch.setattr(runs.Spool, "sent", runs.Spool.sent.setter(lambda spool, end: None))
+    monkeypatch.setattr(journals.Journal, "remove", lambda journal: None)
+    monkeypatch.setattr(journals.Journal, "sent", journals.Journal.sent.setter(lambda journal, end: None))
     upload = MlflowClient.log_model_artifacts
     monkeypatch.setattr(
         MlflowClient, "log_model_artifacts", lambda *_: (_ for _ in ()).throw(OSError("as the disk is full"))
@@ -383,32 +383,32 @@ def test_an_interrupt_while_the_end_waits_ends_the_waiting_and_not_the_stage(
     assert "wait in .state/runs" in capsys.readouterr().out
 
 
-def spooled_run(key: str, *events: dict[str, Any], stage: str = "fetch") -> None:
+def left_run(key: str, *events: dict[str, Any], stage: str = "fetch") -> None:
     """What a stage left that ended while MLflow did not answer."""
-    spool = spools.begin(Path.cwd() / SPOOLS, stage, key)
-    spool.append("run", name=f"{stage} {key}", experiment="nycflights", tags={"stage": stage})
+    journal = journals.begin(Path.cwd() / JOURNALS, stage, key)
+    journal.append("run", name=f"{stage} {key}", experiment="nycflights", tags={"stage": stage})
     for event in events:
-        spool.append(**event)
-    spool.append("end", status="FINISHED")
-    spool.lock.release()
+        journal.append(**event)
+    journal.append("end", status="FINISHED")
+    journal.lock.release()
 
 
 @pytest.mark.parametrize(
     "event", [{"kind": "params", "lost": "the rest"}, {"kind": "shiny"}, {"kind": "tags", "tags": None}]
 )
-def test_one_spool_that_cannot_be_sent_is_put_aside_and_does_not_hold_up_the_others(
+def test_one_journal_that_cannot_be_sent_is_quarantine_and_does_not_hold_up_the_others(
     project: Callable[..., Path], capsys: pytest.CaptureFixture[str], event: dict[str, Any]
 ) -> None:
-    root = project(IRIS) / SPOOLS
-    spooled_run("a", event)
-    spooled_run("b")
-    spools.begin(root, "fetch", "c").lock.release()  # killed before its first event
+    root = project(IRIS) / JOURNALS
+    left_run("a", event)
+    left_run("b")
+    journals.begin(root, "fetch", "c").lock.release()  # killed before its first event
     for _ in range(2):
         assert writer.Writer(config.load().tracking, None).close(60.0) is None
     assert capsys.readouterr().out.count("tracking: fetch-a-") == 1
     assert [run.info.run_name for run in all_runs() if run.info.status == "FINISHED"] == ["fetch b"]
     assert not list(root.glob("fetch-*"))
-    assert spools.n_refused(root) == 1
+    assert journals.n_refused(root) == 1
 
 
 @pytest.mark.parametrize(
@@ -424,11 +424,11 @@ def test_one_spool_that_cannot_be_sent_is_put_aside_and_does_not_hold_up_the_oth
 def test_what_may_pass_is_tried_again(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    root, real = project(IRIS) / SPOOLS, delivery.Delivery
-    spooled_run("a")
+    root, real = project(IRIS) / JOURNALS, delivery.Delivery
+    left_run("a")
     monkeypatch.setattr(delivery, "Delivery", Slow(0, error))
     assert "1 events" not in str(writer.Writer(config.load().tracking, None).close(60.0))
-    assert spools.n_refused(root) == 0
+    assert journals.n_refused(root) == 0
     monkeypatch.setattr(delivery, "Delivery", real)
     assert writer.Writer(config.load().tracking, None).close(60.0) is None
     assert only_run().info.status == "FINISHED"
@@ -456,11 +456,11 @@ def test_a_version_that_comes_late_leaves_a_later_champion_and_a_new_one_does_no
     for name in ("models/train", "models/search", "models/finetune", "reports"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     without_server("first")
-    held = spools.waiting(folder / SPOOLS)  # as in another clone, which is not there when the others send
+    held = journals.waiting(folder / JOURNALS)  # as in another clone, which is not there when the others send
     register("second")
     assert champion() == "second"
-    for spool in held:
-        spool.lock.release()
+    for journal in held:
+        journal.lock.release()
     assert writer.Writer(config.load().tracking, None).close(60.0) is None
     assert champion() == "second"
     assert len(here().search_model_versions("name = 'iris'")) == 2
@@ -495,7 +495,7 @@ def test_a_run_that_the_server_makes_after_it_was_asked_again_is_no_double(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project(IRIS)
-    spooled_run("a", {"kind": "metrics", "metrics": [("val/loss", 0.5, 1)]})
+    left_run("a", {"kind": "metrics", "metrics": [("val/loss", 0.5, 1)]})
     create = MlflowClient.create_run
 
     def without_answer(*_: Any) -> Run:
@@ -514,9 +514,11 @@ def test_a_run_that_the_server_makes_after_it_was_asked_again_is_no_double(
 
 def test_a_journal_is_read_from_where_it_is(project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     project(IRIS)
-    events, starts = runs.Spool.events, list[int]()
+    events, starts = journals.Journal.events, list[int]()
     monkeypatch.setattr(writer, "SECONDS_BETWEEN_WRITES", 0.05)
-    monkeypatch.setattr(runs.Spool, "events", lambda spool, start=0: (starts.append(start), events(spool, start))[1])
+    monkeypatch.setattr(
+        journals.Journal, "events", lambda journal, start=0: (starts.append(start), events(journal, start))[1]
+    )
     with stage_run("fetch", config.load()) as run:
         for epoch in range(1, 21):
             run.log_epochs(rows(epoch))
@@ -586,7 +588,7 @@ def test_what_is_logged_quickly_is_sent_at_most_once_in_a_while(
     assert len(calls) <= 30  # of 100
 
 
-def test_no_secret_of_a_url_reaches_the_spool_or_the_screen(
+def test_no_secret_of_a_url_reaches_the_journal_or_the_screen(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project(IRIS)
@@ -598,5 +600,5 @@ def test_no_secret_of_a_url_reaches_the_spool_or_the_screen(
     said = capsys.readouterr().out
     assert said.startswith("tracking: http://127.0.0.1:9 does not answer (")
     assert said.count("\n") == 1
-    (folder,) = spooled()
+    (folder,) = journal_folders()
     assert "secret" not in said + "".join(path.read_text() for path in folder.rglob("*") if path.is_file())
