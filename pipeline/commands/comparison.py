@@ -125,8 +125,6 @@ def _in_tensors(old: bytes, new: bytes) -> str:
 
 def _in_order(content: bytes) -> dict[str, Any]:
     """Tensors by name, in the order of the layers: 2 before 10."""
-
-    def place(name: str) -> list[tuple[int, str]]:
-        return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
-
-    return dict(sorted(load(content).items(), key=lambda item: place(item[0])))
+    tensors = load(content)
+    parts = {name: [(int(p), "") if p.isdigit() else (-1, p) for p in name.split(".")] for name in tensors}
+    return {name: tensors[name] for name in sorted(tensors, key=lambda name: parts[name])}

@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from pipeline.tracking.runs import files_of
 
 MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 LISTING = "the listing of its files"
-Place = Callable[[str], Path]  # where a store has an object, by checksum
 
 
 def is_checksum(md5: object) -> bool:
@@ -45,16 +43,21 @@ def checksums(path: Path) -> dict[str, str]:
     return {name: checksum(file) for name, file in files_of(path).items()}
 
 
-def stored_checksums(md5: str, place: Place) -> dict[str, str]:
+def stored(md5: str, store: Path) -> Path:
+    """The path of an object in a store: DVC's cache, or a remote that is a folder."""
+    return store / md5[:2] / md5[2:]
+
+
+def stored_checksums(md5: str, store: Path) -> dict[str, str]:
     """The checksum of each object of an output: under the empty name its own, then those of its files."""
-    return {"": md5} | (read_listing(place(md5), md5) or {})
+    return {"": md5} | (read_listing(stored(md5, store), md5) or {})
 
 
-def unsound(md5: str, place: Place) -> tuple[dict[str, Path], bool]:
+def unsound(md5: str, store: Path) -> tuple[dict[str, Path], bool]:
     """Hash each object of an output in a store; returns the damaged ones by name, and True if any is missing."""
     damaged, lacks_any = {}, False
-    for name, one in stored_checksums(md5, place).items():
-        path = place(one)
+    for name, one in stored_checksums(md5, store).items():
+        path = stored(one, store)
         if not path.exists():
             lacks_any = True
         elif checksum(path) != one.removesuffix(".dir"):
@@ -64,12 +67,10 @@ def unsound(md5: str, place: Place) -> tuple[dict[str, Path], bool]:
     return damaged, lacks_any
 
 
-def damaged_objects(store: Path) -> Iterator[Path]:
-    """The objects of a cache, or of a remote that is a folder, whose content differs from their names."""
-    for path in sorted(store.glob("[0-9a-f][0-9a-f]/*")):
-        name = path.parent.name + path.name
-        if is_checksum(name) and checksum(path) != name.removesuffix(".dir"):
-            yield path
+def damaged_objects(store: Path) -> list[Path]:
+    """The objects of a store whose content differs from their names."""
+    named = {path: path.parent.name + path.name for path in sorted(store.glob("[0-9a-f][0-9a-f]/*"))}
+    return [path for path, md5 in named.items() if is_checksum(md5) and checksum(path) != md5.removesuffix(".dir")]
 
 
 def differs(path: Path, md5: str) -> bool:
@@ -100,12 +101,12 @@ def locked_files(path: Path, md5: str) -> dict[str, Path] | None:
 
 
 def _cached(md5: str) -> Path:
-    return _cache_folder(Path.cwd()) / "files/md5" / md5[:2] / md5[2:]
+    return stored(md5, cache_folder(Path.cwd()))
 
 
 @cache
-def _cache_folder(project: Path) -> Path:
-    """The folder of the cache, by `.dvc/config` and the user's own configuration."""
+def cache_folder(project: Path) -> Path:
+    """The folder of the objects in DVC's cache, by `.dvc/config` and the user's own configuration."""
     command = (sys.executable, "-m", "dvc", "cache", "dir")
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    return project / (done.stdout.strip() or ".dvc/cache")
+    return project / (done.stdout.strip() or ".dvc/cache") / "files/md5"

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,10 @@ def _sync(root: Path, all_commits: bool) -> None:
     journals.close_interrupted(root)
     _send(root, tracking, "waiting runs sent")
 
-    here = _working_tree()
+    lock = Path("dvc.lock")
+    if not lock.exists():
+        raise UserError("dvc.lock is missing: run dvc repro")
+    here = Version.of("the working tree", lock.read_bytes(), config.PATH.read_bytes(), identity.origin())
     current = {entry.key for entry in here.entries.values()}
     missing, n_restored, n_skipped, seen = list[str](), 0, 0, set[str]()
     for version in [*(_commits() if all_commits else []), here]:
@@ -139,13 +143,6 @@ def _send(root: Path, tracking: Tracking, label: str) -> None:
         raise UserError(unsent)
     if writer.n_replayed:
         print(f"{label}: {writer.n_replayed}", flush=True)
-
-
-def _working_tree() -> Version:
-    lock = Path("dvc.lock")
-    if not lock.exists():
-        raise UserError("dvc.lock is missing: run dvc repro")
-    return Version.of("the working tree", lock.read_bytes(), config.PATH.read_bytes(), identity.origin())
 
 
 def _commits() -> Iterator[Version]:
@@ -255,10 +252,7 @@ def _settings(params: Mapping[str, Any], entry: Entry) -> Config | None:
     tree = copy.deepcopy(dict(params))
     for name, value in entry.params.items():
         *sections, key = name.split(".")
-        place = tree
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[key] = value
+        reduce(lambda place, section: place.setdefault(section, {}), sections, tree)[key] = value
     try:
         return config.from_mapping(tree)
     except UserError:

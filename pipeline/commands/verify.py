@@ -76,7 +76,9 @@ def report(only: str | None) -> None:
 
 def verify(only: str | None = None) -> list[Verdict]:
     """Rebuild all stages, or `only` one from its inputs in `dvc.lock`; returns a verdict per stage, in build order."""
-    lock, removed = split(load_lock(), _stages())
+    locked = load_lock()
+    listed = _call(Path(), sys.executable, "-m", "dvc", "stage", "list", "--name-only", "--fail")
+    lock, removed = split(locked, [line.strip() for line in listed.splitlines()])
     if removed:
         print(f"skipped, no longer in dvc.yaml: {printable(', '.join(removed))}", flush=True)
     chosen = select(lock, only)
@@ -109,11 +111,6 @@ def load_lock(path: Path = LOCK) -> Lock:
     if not is_valid:
         raise UserError(DAMAGED) from None
     return stages
-
-
-def _stages() -> set[str]:
-    output = _call(Path(), sys.executable, "-m", "dvc", "stage", "list", "--name-only", "--fail")
-    return {line.strip() for line in output.splitlines()}
 
 
 def _makers(lock: Lock) -> dict[str, str]:

@@ -69,12 +69,10 @@ class Delivery:
         match kind:
             case "run":
                 self._start(event)
-            case "params":
-                self._log(self._run, params=event["params"])
+            case "params" | "tags":
+                self._log(self._run, **{kind: event[kind]})
             case "metrics":
                 self._log(self._run, metrics=[metric for event in events for metric in _metrics(event)])
-            case "tags":
-                self._log(self._run, tags=event["tags"])
             case "files":
                 self._client.log_artifacts(self._run, str(self._journal.folder / event["files"]))
             case "trial":

@@ -32,20 +32,13 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.execution = folder.name.rpartition("-")[2]
+        self.is_restored = self.execution.startswith("restored")  # by `sync`; other clones may send the same run
         # The stage's thread acquires it, the sending thread releases it.
         self.lock = FileLock(folder / LOCK, thread_local=False, blocking=False)
         self._points: set[tuple[str, int]] = set()
         self._trials: set[int] = set()
         self._has_times = True
-
-    @property
-    def execution(self) -> str:
-        return self.folder.name.rpartition("-")[2]
-
-    @property
-    def is_restored(self) -> bool:
-        """True for a run restored by `sync`, which other clones may send at the same time."""
-        return self.execution.startswith("restored")
 
     def append(self, kind: str, **fields: Any) -> None:
         """Add an event at the current time or that in `fields`; skip metrics and trials logged before a resume."""
@@ -63,10 +56,9 @@ class Journal:
             try:
                 while written < len(line):  # a full disk takes only part of it
                     written += file.write(line[written:])
-            except BaseException:
+            finally:
                 if os.fstat(file.fileno()).st_size < start + len(line):  # events behind a partial one would be lost
                     os.ftruncate(file.fileno(), start)
-                raise
 
     def keep(self, files: Mapping[str, Path], name: str = "files") -> str:
         """Keep named files, which later stages may replace; returns their folder, relative to `folder`."""
@@ -142,19 +134,16 @@ class Journal:
 
     def resume(self) -> None:
         """Remember the logged metrics and trials, so that they are not appended again."""
-        for event, _ in self.events():
-            if event["kind"] == "metrics":
-                self._points |= {(name, step) for name, _, step in event["metrics"]}
-            elif event["kind"] == "trial":
-                self._trials.add(event["number"])
+        logged = [event for event, _ in self.events()]
+        self._points = {(m[0], m[2]) for event in logged if event["kind"] == "metrics" for m in event["metrics"]}
+        self._trials = {event["number"] for event in logged if event["kind"] == "trial"}
 
     def quarantine(self, reason: str) -> None:
         """Move the journal to `REFUSED`, where it does not hold up the others."""
         refused = self.folder.parent.with_name(REFUSED.name)
         target = refused / self.folder.name
         refused.mkdir(exist_ok=True)
-        if target.exists():  # the same run, quarantined before
-            shutil.rmtree(target)
+        shutil.rmtree(target, ignore_errors=True)  # the same run, quarantined before
         self.folder.rename(target)
         print(f"tracking: {self.folder.name} cannot be sent ({reason}), quarantined: {remedy(target)}", flush=True)
 
@@ -224,8 +213,7 @@ def restored(root: Path, stage: str, key: str) -> Iterator[Journal]:
             if not folder.exists():
                 temporary.folder.rename(folder)
     finally:
-        if temporary.folder.exists():
-            shutil.rmtree(temporary.folder)
+        shutil.rmtree(temporary.folder, ignore_errors=True)
         temporary.lock.release()
 
 

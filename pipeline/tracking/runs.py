@@ -18,6 +18,7 @@ from pipeline.tracking.journal import JOURNALS, Journal, Status
 from pipeline.tracking.writer import Writer
 
 MAX_VALUE = 6000  # characters that MLflow accepts in a parameter
+SERVED_WITH = ("mlflow", "torch", "torchmetrics", "pandas", "pydantic", "ruamel.yaml", "safetensors", "scikit-learn")
 Files = Path | Mapping[str, Path]  # a file, a folder, or files by the name to log them under
 
 
@@ -89,8 +90,9 @@ class Run:
         code = {name: file for name, file in files_of(Path(__file__).parents[1]).items() if file.suffix == ".py"}
         with files["model.json"].open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        kept = {"bundle": files, "pipeline": code}
-        self._append(kind, kept, **fields, digest=digest, requirements=_requirements())
+        pins = Path("constraints.txt").read_text(encoding="utf-8").split()
+        requirements = [pin for pin in pins if pin.partition("==")[0].lower() in SERVED_WITH]
+        self._append(kind, {"bundle": files, "pipeline": code}, **fields, digest=digest, requirements=requirements)
 
     def _append(self, kind: str, kept: Mapping[str, Mapping[str, Path]] = {}, /, **fields: Any) -> None:
         """Append an event; `kept` are the files that belong to it, by folder and name."""
@@ -123,8 +125,16 @@ def _curves(history: Sequence[Mapping[str, float]], prefix: str = "") -> list[tu
     ]
 
 
+def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+    return {name: without_secret(str(value)) for name, value in values.items()}
+
+
 def _param_texts(params: Mapping[str, Any]) -> dict[str, str]:
-    return {name: without_secret(_text(value))[:MAX_VALUE] for name, value in params.items()}
+    texts = {
+        name: json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict | tuple) else value
+        for name, value in params.items()
+    }
+    return {name: text[:MAX_VALUE] for name, text in _texts(texts).items()}
 
 
 @contextmanager
@@ -170,22 +180,8 @@ def _print_disabled(error: OSError) -> None:
 def in_force(config: Config, watched: Mapping[str, Any]) -> dict[str, Any]:
     """The values of the watched parameters, including those that a preset sets or params.yaml omits."""
     values = flatten(config.model_dump(mode="json", by_alias=True))
-    # Logged as one value: MLflow does not accept all column names as parameter names.
+    # Logged as one value: MLflow does not accept every column name as the name of a parameter.
     values = {name: value for name, value in values.items() if not name.startswith("data.kinds.")}
     values["data.kinds"] = config.data.kinds
     sections = {name.rpartition(".")[0] for name in watched if "." in name}
     return {name: value for name, value in values.items() if name in watched or name.rpartition(".")[0] in sections}
-
-
-def _requirements() -> list[str]:
-    needed = ("mlflow", "torch", "torchmetrics", "pandas", "pydantic", "ruamel.yaml", "safetensors", "scikit-learn")
-    pins = Path("constraints.txt").read_text(encoding="utf-8").split()
-    return [pin for pin in pins if pin.partition("==")[0].lower() in needed]
-
-
-def _texts(values: Mapping[str, Any]) -> dict[str, str]:
-    return {name: without_secret(str(value)) for name, value in values.items()}
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict | tuple) else str(value)

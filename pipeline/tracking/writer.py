@@ -107,13 +107,11 @@ class Writer:
     def _connect(self) -> "MlflowClient":
         """Import MLflow, connect, and send the journals that other executions left."""
         uri = store.tracking_uri(self._tracking)
-        with self._progress.working():  # MLflow takes seconds to import
+        with self._progress.working():  # imports take seconds on a busy machine
             importlib.import_module("pipeline.tracking.delivery")
-        store.make_own_database(self._tracking, self._progress.working)
-        with self._progress.working():
             if not uri.startswith("http"):
-                # MLflow imports it on first use, which takes seconds on a busy machine.
                 importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
+        store.make_own_database(self._tracking, self._progress.working)
         client = store.connect(uri)
         client.search_experiments(max_results=1)  # fails here, not in a journal, if the server does not answer
         self._progress.made()

@@ -107,7 +107,7 @@ def test_stages_that_need_each_other_are_no_lock(lock: verify.Lock) -> None:
 def test_a_listing_with_sums_or_names_that_dvc_never_writes_is_not_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(objects, "_cache_folder", lambda project: tmp_path)
+    monkeypatch.setattr(objects, "cache_folder", lambda project: tmp_path / "files/md5")
     for rows, expected in [
         ([{"md5": "0" * 32, "relpath": "a/b"}], {"a/b": "0" * 32}),
         ([{"md5": "ab/../../../victim", "relpath": "a"}], None),
@@ -128,7 +128,7 @@ def test_a_listing_with_sums_or_names_that_dvc_never_writes_is_not_followed(
 def rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[str, str]]]:
     """`rebuilt(old=…, new=…, cached=…, kept=…)`: an output as it was in workspace or cache, beside as it is now."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(objects, "_cache_folder", lambda project: tmp_path / "cache")
+    monkeypatch.setattr(objects, "cache_folder", lambda project: tmp_path / "cache/files/md5")
 
     def write(folder: Path, contents: dict[str, bytes]) -> None:
         for name, content in contents.items():

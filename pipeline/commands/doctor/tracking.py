@@ -7,6 +7,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 from pipeline.commands.doctor.finding import Finding, free
@@ -61,8 +62,7 @@ def _sqlite(path: Path, uri: str) -> Iterator[Finding]:
     quoted = shlex.quote(str(path))
     replace = f"mv {quoted} {free(Path(f'{path}.broken'))} && python -m pipeline sync --all-commits"
     try:
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=SECONDS)
-        try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=SECONDS)) as connection:
             (result,) = connection.execute("PRAGMA quick_check(1)").fetchone()
             if result != "ok":
                 yield Finding(f"{path} is damaged: {result}", replace)
@@ -70,8 +70,6 @@ def _sqlite(path: Path, uri: str) -> Iterator[Finding]:
             connection.execute("BEGIN IMMEDIATE")  # acquires the lock of a writer without writing
             connection.rollback()
             revisions = [row[0] for row in connection.execute("SELECT version_num FROM alembic_version")]
-        finally:
-            connection.close()
     except sqlite3.OperationalError as error:
         if "locked" in str(error):
             yield Finding(f"{path} has been locked by another process for {SECONDS:g} s", f"fuser -v {quoted}")
