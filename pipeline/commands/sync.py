@@ -80,10 +80,7 @@ class MissingError(Exception):
 
 
 def sync(all_commits: bool = False) -> None:
-    """Send all waiting runs, then restore missing ones.
-
-    Raises `UserError` if MLflow does not answer, or refuses a run.
-    """
+    """Send waiting runs and restore missing ones; raises `UserError` if MLflow does not answer or refuses a run."""
     root = identity.project_root() / journals.JOURNALS
     try:
         _sync(root, all_commits)

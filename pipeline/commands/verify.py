@@ -118,10 +118,7 @@ def _makers(lock: Lock) -> dict[str, str]:
 
 
 def split(lock: Lock, stages: Collection[str]) -> tuple[Lock, list[str]]:
-    """Split the lock into those of `stages`, in build order, and the names of removed ones, which DVC never deletes.
-
-    Raises `UserError` if stages depend on each other.
-    """
+    """Split the lock into those of `stages`, in build order, and the names of the others, which DVC never deletes."""
     kept = {stage: entry for stage, entry in lock.items() if stage in stages}
     makers = _makers(kept)
     needs = {

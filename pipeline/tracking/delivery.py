@@ -142,6 +142,7 @@ class Delivery:
             self._client.delete_logged_model(model.model_id)
         run, tags = self._client.get_run(self._run), {"bundle.sha256": event["digest"]}
         model = self._client.create_logged_model(self._experiment, "model", self._run, tags, run.data.params)
+        new = model.model_id
         code, bundle = (str(self._journal.folder / event[kept]) for kept in ("pipeline", "bundle"))
         with tempfile.TemporaryDirectory() as folder:
             with self._progress.working(), quiet():
@@ -151,16 +152,11 @@ class Delivery:
                     artifacts={"bundle": bundle},
                     code_paths=[code],
                     pip_requirements=event["requirements"],
-                    mlflow_model=mlflow.models.Model(
-                        artifact_path=model.artifact_location,
-                        run_id=self._run,
-                        model_uuid=model.model_id,
-                        model_id=model.model_id,
-                    ),
+                    mlflow_model=mlflow.models.Model(model.artifact_location, self._run, model_uuid=new, model_id=new),
                 )
-            self._client.log_model_artifacts(model.model_id, f"{folder}/model")
-        self._client.log_outputs(self._run, [LoggedModelOutput(model.model_id, step=0)])
-        return self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+            self._client.log_model_artifacts(new, f"{folder}/model")
+        self._client.log_outputs(self._run, [LoggedModelOutput(new, step=0)])
+        return self._client.finalize_logged_model(new, LoggedModelStatus.READY)
 
     def _version(self, event: Event) -> None:
         """Register the bundle, unless a version has its checksum, and make it the champion unless that is newer."""
@@ -205,13 +201,10 @@ class Delivery:
             self._trials = {int(number): run for number, run in trials.items()}
 
     def _unique(self, query: str, key: Callable[[mlflow.entities.Run], str]) -> dict[str, str]:
-        """Keep one run per key and delete the others; returns the ids.
-
-        The run with the most data stays. Of restored runs the oldest stays, as all clones that send it have to agree.
-        """
+        """Keep one run per key, the one with the most data, and delete the others; returns the ids."""
         found: dict[str, str] = {}
         runs = self._runs(query)
-        if not self._journal.is_restored:
+        if not self._journal.is_restored:  # else the oldest stays, as all clones that send the run have to agree
             runs.sort(key=lambda run: -len(run.data.metrics) - len(run.data.params))
         for run in runs:
             if found.setdefault(key(run), run.info.run_id) != run.info.run_id:

@@ -166,10 +166,7 @@ def n_refused(root: Path) -> int:
 
 
 def begin(root: Path, stage: str, key: str) -> Journal:
-    """Lock and return the journal of an unfinished execution of `stage` with this key, or a new one.
-
-    Executions whose process died are closed as KILLED.
-    """
+    """Lock and return the journal of an unfinished execution of `stage` with this key, or a new one."""
     root.mkdir(parents=True, exist_ok=True)
     resumed: Journal | None = None
     with FileLock(root / LOCK, timeout=LOCK_SECONDS):
@@ -178,7 +175,7 @@ def begin(root: Path, stage: str, key: str) -> Journal:
             if resumed is None and same and journal.status != "FINISHED":
                 resumed = journal
                 continue
-            if journal.status is None:
+            if journal.status is None:  # its process died
                 journal.append("end", status="KILLED")
             age = time.time() - (journal.folder / EVENTS).stat().st_mtime
             if not journal.n_waiting and (journal.status == "FINISHED" or age > STALE_DAYS * 86_400):
@@ -196,14 +193,11 @@ def begin(root: Path, stage: str, key: str) -> Journal:
 
 @contextmanager
 def restored(root: Path, stage: str, key: str) -> Iterator[Journal]:
-    """Yield a journal for a restored run, put in place only once it is complete; there is one per key.
-
-    Its events have no times, so that all clones that restore the run write the same.
-    """
+    """Yield a journal for a restored run, put in place only once it is complete; there is one per key."""
     root.mkdir(parents=True, exist_ok=True)
     folder = root / f"{stage}-{key}-restored{key}"
     temporary = Journal(_temporary(root))
-    temporary._has_times = False
+    temporary._has_times = False  # so that all clones that restore the run write the same events
     with FileLock(root / LOCK, timeout=LOCK_SECONDS):
         temporary.folder.mkdir()
         temporary.lock.acquire()

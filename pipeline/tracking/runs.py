@@ -23,10 +23,7 @@ Files = Path | Mapping[str, Path]  # a file, a folder, or files by the name to l
 
 
 class Run:
-    """The MLflow run of a stage execution. Logging writes to a journal and waits for no server.
-
-    If the journal cannot be written, it becomes None: one message is printed, and nothing more is logged.
-    """
+    """The MLflow run of a stage execution. Logging writes to `journal`, which becomes None if it cannot be written."""
 
     def __init__(self, journal: Journal | None) -> None:
         self.journal = journal

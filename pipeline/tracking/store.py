@@ -110,10 +110,7 @@ def reason(error: Exception) -> str:
 
 
 def serve(tracking: Tracking, port: int) -> None:
-    """Replace this process by the MLflow UI for the project's runs, on loopback only.
-
-    Raises `UserError` if the runs are on a server, which has a UI of its own.
-    """
+    """Replace this process by the MLflow UI, on loopback only; raises `UserError` if the runs are on a server."""
     uri = tracking_uri(tracking)
     if uri.startswith(("http://", "https://")):
         raise UserError(f"the runs of this project are on a server: open {without_secret(uri)}")

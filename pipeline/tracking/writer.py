@@ -25,10 +25,7 @@ SERVER_SECONDS = 4.5  # that the end of a stage waits for a server, even one tha
 
 
 class Writer:
-    """A thread that sends the waiting journals, then what the stage logs, at most once a second.
-
-    Only `close` waits for it, and only while it makes progress.
-    """
+    """A thread that sends the waiting journals, then what the stage logs, at most once a second."""
 
     def __init__(self, tracking: Tracking, journal: Journal | None) -> None:
         self._tracking, self._journal, self._root = tracking, journal, project_root() / JOURNALS
@@ -66,10 +63,8 @@ class Writer:
             return None
         why = store.reason(self._failure) if self._failure is not None else f"waited {waited:.0f} s"
         n_events = journals.n_waiting(self._root)
-        return (
-            f"{store.no_answer(self._tracking)} ({why}); {n_events} events wait in {JOURNALS}: "
-            "the next stage or python -m pipeline sync sends them"
-        )
+        left = f"{n_events} events wait in {JOURNALS}: the next stage or python -m pipeline sync sends them"
+        return f"{store.no_answer(self._tracking)} ({why}); {left}"
 
     def _run(self) -> None:
         pause, journal = SECONDS_BETWEEN_WRITES, self._journal
