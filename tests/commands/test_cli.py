@@ -97,7 +97,7 @@ def test_adopt_without_a_search_says_what_to_run(
     assert "run dvc repro search" in capsys.readouterr().err
 
 
-def test_show_has_a_line_a_model(
+def test_show_has_a_row_per_model(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project({"data.source": "sklearn:iris", "data.target": "target", "data.task": "multiclass"})

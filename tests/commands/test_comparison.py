@@ -1,4 +1,4 @@
-"""How a file differs, in words that a person can act on."""
+"""Descriptions of how a file differs."""
 
 import json
 import math
@@ -39,7 +39,7 @@ def with_one(value: float) -> np.ndarray:
         ("h.png", b"X" + CSV[1:], "differs from byte 0: 0x58, was 0x65"),
     ],
 )  # fmt: skip
-def test_a_table_or_any_file(name: str, new: bytes, says: str) -> None:
+def test_csv_and_other_files(name: str, new: bytes, says: str) -> None:
     assert says in difference(name, CSV, new)
 
 
@@ -55,7 +55,7 @@ def test_a_table_or_any_file(name: str, new: bytes, says: str) -> None:
         ([], "lacks test.loss.0"),
     ],
 )
-def test_numbers_under_keys(new: object, says: str) -> None:
+def test_json(new: object, says: str) -> None:
     old = {"test": {"loss": [1, 2.0 if "byte" in says else 2]}, "name": "a"}
     assert says in difference("metrics.json", json.dumps(old).encode(), json.dumps(new).encode())
 
@@ -80,9 +80,9 @@ def test_numbers_under_keys(new: object, says: str) -> None:
         (b"torn", "differs from byte 0"),
     ],
 )
-def test_weights_by_their_first_layer(new: bytes, says: str) -> None:
+def test_tensors_are_compared_in_the_order_of_layers(new: bytes, says: str) -> None:
     assert difference("model.safetensors", save(LAYERS), new).startswith(says)
 
 
-def test_nothing_differs() -> None:
+def test_equal_contents_have_no_difference() -> None:
     assert difference("h.csv", CSV, CSV) == ""

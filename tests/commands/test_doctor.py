@@ -1,4 +1,4 @@
-"""What is wrong is named with its remedy, and looking changes nothing; the faults of DVC's files are in tests/faults."""
+"""Each problem is reported with its remedy, and a diagnosis changes nothing; tests/faults has the faults of DVC's files."""
 
 import http.server
 import json
@@ -33,10 +33,7 @@ def found(check: str) -> list[Finding]:
 
 
 def tree(folder: Path) -> dict[str, tuple[int, int, int]]:
-    """Every file with its inode, size and time of change.
-
-    But for git's index, which git refreshes itself, and its objects, which a clone shares with where it comes from.
-    """
+    """Every file with its inode, size and time of change, except git's index, which git refreshes, and shared objects."""
     not_ours = (".git/index", ".git/objects/", "__pycache__")
     stats = {str(path): path.lstat() for path in folder.rglob("*")}
     return {
@@ -46,7 +43,7 @@ def tree(folder: Path) -> dict[str, tuple[int, int, int]]:
     }
 
 
-def test_a_clone_is_looked_at_quickly_and_nothing_in_it_changes(tmp_path: Path) -> None:
+def test_the_doctor_is_quick_and_changes_nothing(tmp_path: Path) -> None:
     folder = clone(tmp_path / "clone", IRIS)
     call(folder, "dvc", "repro", "fetch")
     before = tree(folder)
@@ -65,9 +62,7 @@ def test_a_clone_is_looked_at_quickly_and_nothing_in_it_changes(tmp_path: Path) 
 @pytest.mark.parametrize(
     "lacking", [["torch", "mlflow"], ["dvc"], ["pandas", "pydantic", "ruamel", "sklearn", "psutil"]]
 )
-def test_half_an_installation_is_enough_to_hear_what_is_missing(
-    project: Callable[..., Path], lacking: list[str]
-) -> None:
+def test_the_doctor_runs_without_some_packages_and_names_them(project: Callable[..., Path], lacking: list[str]) -> None:
     project(IRIS)
     code = f"import sys; sys.modules.update(dict.fromkeys({lacking})); sys.argv[1:] = ['doctor']; from pipeline.commands import cli; cli.main()"
     done = subprocess.run(
@@ -82,7 +77,7 @@ def test_half_an_installation_is_enough_to_hear_what_is_missing(
     assert 'remedy: python -m pip install --constraint constraints.txt --editable ".[test]"' in done.stdout
 
 
-def test_a_check_that_fails_is_named_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_that_raises_is_reported_and_the_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def halfway() -> Iterator[Finding]:
         yield Finding("one thing", "mend it")
         raise RuntimeError("a bug\nof ours")
@@ -121,7 +116,7 @@ def test_programs_that_are_not_found_and_another_python_are_named(
     assert findings[2].what.endswith(", got None")
 
 
-def test_a_folder_without_git_and_dvc_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_git_or_dvc_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert [finding.remedy for finding in found("repository")] == ["git init", "dvc init"]
     for finding in found("repository"):
@@ -129,7 +124,7 @@ def test_a_folder_without_git_and_dvc_is_told_so(tmp_path: Path, monkeypatch: py
     assert found("repository") == []
 
 
-def test_a_mistake_in_the_parameters_is_told_as_a_stage_tells_it(project: Callable[..., Path]) -> None:
+def test_invalid_parameters_are_reported(project: Callable[..., Path]) -> None:
     folder = project(IRIS)
     assert found("params.yaml") == []
     (folder / "params.yaml").write_text("seed: [\n")
@@ -137,7 +132,7 @@ def test_a_mistake_in_the_parameters_is_told_as_a_stage_tells_it(project: Callab
     assert "params.yaml, line" in finding.what
 
 
-def test_a_disk_without_room_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found("disk") == []
     monkeypatch.setattr(installation, "GIGABYTES", 1e9)
     (finding,) = found("disk")
@@ -147,7 +142,7 @@ def test_a_disk_without_room_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 # ----------------------------------------------------------------------------------------------------------- tracking
 
 
-def test_a_database_is_well_or_told_to_be_damaged_locked_or_of_another_version(
+def test_a_damaged_locked_or_outdated_database_is_reported(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = project(IRIS) / "mlflow.db"
@@ -203,7 +198,7 @@ def server(answer: Callable[[http.server.BaseHTTPRequestHandler], object]) -> It
         listening.shutdown()
 
 
-def test_a_server_is_well_or_told_to_be_down_broken_or_hanging(
+def test_a_server_that_is_down_broken_or_hanging_is_reported(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project(IRIS)
@@ -256,7 +251,7 @@ TORN = "dvc.lock", "cache", "outputs", "remotes", "bundles"
 
 
 @pytest.mark.parametrize("sum_of_all", ["ab/../../../../../../victim", "ab/../../../../../../victim.dir", "AB" * 16])
-def test_a_sum_that_dvc_never_writes_becomes_no_path(built: Path, sum_of_all: str) -> None:
+def test_an_invalid_checksum_never_becomes_a_path(built: Path, sum_of_all: str) -> None:
     lock, victim = Path("dvc.lock"), built.parent / "victim"
     victim.write_text("x")
     lock.write_text(re.sub(r"(?<=md5: )\w{32}\.dir", sum_of_all, lock.read_text()))
@@ -277,7 +272,7 @@ def test_a_sum_that_dvc_never_writes_becomes_no_path(built: Path, sum_of_all: st
         {"relpath": "a"},
     ],
 )
-def test_a_listing_that_dvc_never_writes_is_named_and_not_followed(built: Path, row: dict[str, str]) -> None:
+def test_an_invalid_listing_is_reported_and_not_followed(built: Path, row: dict[str, str]) -> None:
     (built.parent / "victim").write_text("x")
     md5 = in_cache(Path(".dvc/cache"), json.dumps([row]).encode())
     lock = Path("dvc.lock")
@@ -291,7 +286,7 @@ def test_a_listing_that_dvc_never_writes_is_named_and_not_followed(built: Path, 
     assert found("dvc.lock") == found("cache") == found("outputs") == []
 
 
-def test_what_the_cache_does_not_have_whole_is_moved_aside_and_never_removed(built: Path) -> None:
+def test_an_output_that_the_cache_lacks_is_moved_aside_and_never_removed(built: Path) -> None:
     model, mine = Path("models/train/model.json"), b'{"mine": 1}'
     from_cache = "rm -r models/train && dvc checkout models/train"
     aside = "mkdir -p .state/broken && mv models/train .state/broken/models-train{} && dvc repro"
@@ -319,7 +314,7 @@ def test_what_the_cache_does_not_have_whole_is_moved_aside_and_never_removed(bui
     assert [finding.remedy for finding in found("bundles")] == [aside.format(".5")]
 
 
-def test_a_lock_of_dvc_is_removed_only_if_no_dvc_runs_here_that_may_hold_it(built: Path) -> None:
+def test_a_dvc_lock_is_removed_only_if_no_running_dvc_may_hold_it(built: Path) -> None:
     rwlock = Path(".dvc/tmp/rwlock")
     elsewhere = "if machines share this folder, first check that none of them runs dvc"
     sleep = shutil.which("sleep")
@@ -353,7 +348,7 @@ def test_a_lock_of_dvc_is_removed_only_if_no_dvc_runs_here_that_may_hold_it(buil
 # ------------------------------------------------------------------------------------------------ what this project keeps
 
 
-def test_what_runs_what_waits_and_what_is_of_no_use_is_told(
+def test_running_stages_unsent_runs_and_stale_checkpoints_are_reported(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, host = project(IRIS), socket.gethostname()

@@ -1,4 +1,4 @@
-"""Runs rebuilt from what DVC versions say what the runs of the stages said."""
+"""Restored runs hold what the runs of the stages held."""
 
 import hashlib
 import json
@@ -49,7 +49,7 @@ def to_cache(folder: Path, name: str) -> None:
     shutil.rmtree(name)
 
 
-def test_a_database_that_is_gone_comes_back_from_what_dvc_has(
+def test_a_lost_database_is_restored_from_dvc(
     project: Callable[..., Path], database: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = project(IRIS)
@@ -97,7 +97,7 @@ def test_a_database_that_is_gone_comes_back_from_what_dvc_has(
 
 
 @pytest.mark.parametrize("kept", [None, "refs/tags/v1", "refs/exps/ab/cdef0123456789/ashen-wine"])
-def test_a_version_of_a_branch_a_tag_or_an_experiment_comes_back_too(
+def test_runs_of_branches_tags_and_experiments_are_restored(
     project: Callable[..., Path], database: Path, capsys: pytest.CaptureFixture[str], kept: str | None
 ) -> None:
     folder = project(IRIS)
@@ -139,7 +139,7 @@ def test_a_version_of_a_branch_a_tag_or_an_experiment_comes_back_too(
     assert wine.data.tags.get("dvc.exp") == ("ashen-wine" if "exps" in (kept or "") else None)
 
 
-def test_a_commit_whose_lock_is_torn_is_left_out(
+def test_a_commit_with_a_damaged_lock_is_skipped(
     project: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     project(IRIS)
@@ -164,7 +164,7 @@ def test_a_commit_whose_lock_is_torn_is_left_out(
         ("dvc.lock", b"stages: {fetch: {params: [1]}}"),
     ],
 )
-def test_a_commit_of_another_format_is_left_out(
+def test_a_commit_in_another_format_is_skipped(
     project: Callable[..., Path], capsys: pytest.CaptureFixture[str], file: str, content: bytes
 ) -> None:
     folder = project(IRIS)
@@ -184,7 +184,7 @@ def test_a_commit_of_another_format_is_left_out(
 
 
 @pytest.mark.parametrize("content", ["[1]", '"text"', "\xff", "{}", "[" * 100_000])
-def test_a_stage_with_files_of_another_format_is_left_out_and_not_counted(
+def test_a_stage_with_files_in_another_format_is_skipped_and_not_counted(
     project: Callable[..., Path], capsys: pytest.CaptureFixture[str], content: str
 ) -> None:
     project(IRIS)
@@ -199,7 +199,7 @@ def test_a_stage_with_files_of_another_format_is_left_out_and_not_counted(
     assert set(runs()) == {"fetch"}
 
 
-def test_a_commit_whose_parameters_have_an_empty_section_is_rebuilt_or_left_out(
+def test_a_commit_whose_parameters_have_an_empty_section_is_skipped(
     project: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = project(IRIS)
@@ -222,7 +222,7 @@ def test_a_commit_whose_parameters_have_an_empty_section_is_rebuilt_or_left_out(
     assert "1 of 2 stages have a run" in said
 
 
-def test_what_mlflow_does_not_take_is_quarantine_and_ends_a_sync_with_an_error(
+def test_a_refused_run_is_quarantined_and_sync_ends_with_an_error(
     project: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = project(IRIS)
@@ -243,7 +243,7 @@ def test_what_mlflow_does_not_take_is_quarantine_and_ends_a_sync_with_an_error(
     sync()
 
 
-def test_journals_that_another_process_holds_for_long_are_named(
+def test_journals_locked_by_another_process_end_sync_with_an_error(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = project(IRIS)
@@ -271,7 +271,7 @@ def send_at_once(deliveries: list[delivery.Delivery]) -> list[Exception]:
     return errors
 
 
-def test_two_clones_that_rebuild_the_same_end_with_one_run_and_each_point_once(
+def test_two_clones_that_restore_the_same_run_make_one_run_with_each_point_once(
     project: Callable[..., Path], database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = project(IRIS)
@@ -281,7 +281,7 @@ def test_two_clones_that_rebuild_the_same_end_with_one_run_and_each_point_once(
     forget(folder, database)
 
     def twice(writer: writer.Writer, client: MlflowClient) -> None:
-        """Each journal by two, of which none finds a run yet."""
+        """Send each journal from two processes at once, before either finds a run."""
         for journal in journals.waiting(writer._root):
             shutil.copytree(journal.folder, folder / "clone" / journal.folder.name)
             both = journal, journals.Journal(folder / "clone" / journal.folder.name)
@@ -316,7 +316,7 @@ def test_names_that_lead_out_of_an_output_are_not_followed(project: Callable[...
     assert objects.locked_checksums(Path("data/raw"), f"{md5}.dir") is None
 
 
-def test_a_cached_object_that_differs_from_its_sum_is_not_used(
+def test_a_cached_object_that_differs_from_its_checksum_is_not_used(
     project: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = project(IRIS)
@@ -341,7 +341,7 @@ def test_a_cached_object_that_differs_from_its_sum_is_not_used(
         ("", "is damaged"),
     ],
 )
-def test_a_lock_that_is_missing_or_torn_is_named(project: Callable[..., Path], text: str | None, says: str) -> None:
+def test_a_missing_or_damaged_lock_is_reported(project: Callable[..., Path], text: str | None, says: str) -> None:
     project(IRIS)
     if text is not None:
         Path("dvc.lock").write_text(text)

@@ -1,4 +1,4 @@
-"""`python -m pipeline verify`: what it says of a project that repeats, and of one that does not."""
+"""`python -m pipeline verify` on projects that repeat and on projects that do not."""
 
 import json
 import re
@@ -41,7 +41,7 @@ def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> verify.Lock:
     return verify.split(verify.load_lock(), LOCK["stages"])[0]
 
 
-def test_stages_come_before_those_that_need_them_and_can_be_named(lock: verify.Lock) -> None:
+def test_stages_are_ordered_by_dependency_and_selected_by_name(lock: verify.Lock) -> None:
     assert list(lock) == ["fetch", "train", "evaluate@train"]
     assert verify.select(lock, None) == list(lock)
     assert verify.select(lock, "evaluate") == verify.select(lock, "evaluate@train") == ["evaluate@train"]
@@ -62,7 +62,7 @@ def test_stages_come_before_those_that_need_them_and_can_be_named(lock: verify.L
         f"stages: {{train: {{cmd: a, outs: [{{path: models/train, md5: {1:032x}}}], deps: [{{path: a, md5: AB}}]}}}}",
     ],
 )
-def test_a_torn_lock_says_what_to_do(tmp_path: Path, text: str) -> None:
+def test_a_damaged_lock_is_reported_with_its_remedy(tmp_path: Path, text: str) -> None:
     (tmp_path / "dvc.lock").write_text(text)
     with pytest.raises(UserError, match="is damaged: run git checkout"):
         verify.load_lock(tmp_path / "dvc.lock")
@@ -85,26 +85,26 @@ def test_a_torn_lock_says_what_to_do(tmp_path: Path, text: str) -> None:
         ({"report": ["its command"]}, {"report": "stale: never ran; run dvc repro"}),
     ],
 )
-def test_what_changed_since_is_no_difference(
+def test_changed_stages_and_those_that_depend_on_them_are_stale(
     lock: verify.Lock, changed: dict[str, list[str]], expected: dict[str, str]
 ) -> None:
     assert verify.stale(lock, changed) == expected
 
 
-def test_an_input_that_the_lock_has_in_two_versions_is_stale(lock: verify.Lock) -> None:
+def test_a_stage_built_from_an_older_input_is_stale(lock: verify.Lock) -> None:
     newer: Any = json.loads(json.dumps(lock))
     newer["train"]["outs"][0]["md5"] = f"{1:032x}.dir"
     assert verify.stale(newer, {}) == {"evaluate@train": "stale: models/train changed; run dvc repro"}
 
 
-def test_stages_that_need_each_other_are_no_lock(lock: verify.Lock) -> None:
+def test_stages_that_depend_on_each_other_are_a_damaged_lock(lock: verify.Lock) -> None:
     round_about: Any = json.loads(json.dumps(lock))
     round_about["fetch"]["deps"] = [{"path": "reports/train", "md5": SUM}]
     with pytest.raises(UserError, match="is damaged: run git checkout"):
         verify.split(round_about, round_about)
 
 
-def test_a_listing_with_sums_or_names_that_dvc_never_writes_is_not_followed(
+def test_a_listing_with_invalid_checksums_or_names_is_not_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(objects, "cache_folder", lambda project: tmp_path / "files/md5")
@@ -163,12 +163,12 @@ def test_files_that_differ_are_named_from_workspace_or_cache(rebuilt: Callable[.
     assert rebuilt(A, B, harm=lambda folder: shutil.rmtree(folder / "models")) == [NUMBER]
 
 
-def test_files_that_come_or_go_are_named(rebuilt: Callable[..., list[tuple[str, str]]]) -> None:
+def test_new_and_missing_files_are_named(rebuilt: Callable[..., list[tuple[str, str]]]) -> None:
     new = {"m/c.csv": b"", "b.bin": b"\x01\x02"}
     assert rebuilt(A, new) == [("models/train/m/a.csv", "is missing"), ("models/train/m/c.csv", "is new")]
 
 
-def test_without_the_original_only_sums_are_compared(rebuilt: Callable[..., list[tuple[str, str]]]) -> None:
+def test_without_the_original_only_checksums_are_compared(rebuilt: Callable[..., list[tuple[str, str]]]) -> None:
     def flip(folder: Path) -> None:
         shutil.rmtree(folder / "models")
         for file in (folder / "cache").rglob("*"):
@@ -187,14 +187,14 @@ def test_without_the_listing_the_folder_is_named(rebuilt: Callable[..., list[tup
     assert how.endswith(".dir; no original to compare with")
 
 
-def test_what_was_not_made_is_said(rebuilt: Callable[..., list[tuple[str, str]]]) -> None:
+def test_a_missing_output_is_named(rebuilt: Callable[..., list[tuple[str, str]]]) -> None:
     assert rebuilt(A, {}) == [("models/train", "is missing")]
 
 
 # ------------------------------------------------------------------------------------------------- a real project
 
 
-def test_what_dvc_yaml_does_not_say_is_not_run(
+def test_only_commands_in_dvc_yaml_are_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tiny(tmp_path / "project"))
@@ -234,7 +234,9 @@ def small(folder: Path) -> Path:
     return folder
 
 
-def test_a_small_project_repeats_and_what_does_not_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_project_is_identical_and_changed_files_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, temporary = small(tmp_path / "project"), tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))

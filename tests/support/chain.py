@@ -1,4 +1,4 @@
-"""The stages in turn, in this process, and the dvc.lock that DVC would write after them."""
+"""Run the stages in this process, and write the dvc.lock that DVC would write after them."""
 
 import importlib
 import json

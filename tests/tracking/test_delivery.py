@@ -1,4 +1,4 @@
-"""Runs, their tags and their database."""
+"""Runs, their tags, their database, and the thread that sends them."""
 
 import _thread
 import json
@@ -55,9 +55,7 @@ def journal_folders() -> list[Path]:
     return sorted(path.parent for path in Path(".state/runs").glob("*/events.jsonl"))
 
 
-def test_the_variable_wins_over_the_parameter_and_the_parameter_over_the_project(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_variable_overrides_the_parameter_and_the_parameter_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("DVC_ROOT", "/repo")
     assert store.tracking_uri(Tracking()) == "sqlite:////repo/mlflow.db"
@@ -86,7 +84,7 @@ def test_a_run_has_the_stage_its_key_and_its_parameters(
     assert found.data.metrics == {"test/accuracy": 0.5, "train/loss": 1.0, "lr": 0.1}
 
 
-def test_more_than_a_call_takes_is_logged_in_several(project: Callable[..., Path]) -> None:
+def test_large_batches_are_split_into_several_calls(project: Callable[..., Path]) -> None:
     project(IRIS)
     with stage_run("fetch", config.load()) as run:
         run.log_params({f"p{k}": k for k in range(250)} | {"long": "x" * 7000})
@@ -98,7 +96,7 @@ def test_more_than_a_call_takes_is_logged_in_several(project: Callable[..., Path
     assert len(client.get_metric_history(found.info.run_id, "train/loss")) == 1500
 
 
-def test_the_key_changes_with_params_and_content_and_with_nothing_else(project: Callable[..., Path]) -> None:
+def test_the_key_depends_on_params_and_content_only(project: Callable[..., Path]) -> None:
     folder = project(IRIS)
     key = identity.stage_key(identity.stage_entry("fetch"))
     os.utime(folder / "constraints.txt", (0, 0))
@@ -142,7 +140,7 @@ def _make(path: str) -> None:
     store.make_database(Path(path))
 
 
-def test_several_processes_make_one_whole_database(tmp_path: Path) -> None:
+def test_several_processes_create_one_complete_database(tmp_path: Path) -> None:
     path = tmp_path / "mlflow.db"
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_make, args=(str(path),)) for _ in range(2)]
@@ -174,7 +172,7 @@ def interrupted(*epochs: int, trials: int = 0, error: type[BaseException] = Keyb
         stage()
 
 
-def test_what_is_sent_and_finished_leaves_no_journal(project: Callable[..., Path]) -> None:
+def test_a_sent_and_finished_run_leaves_no_journal(project: Callable[..., Path]) -> None:
     project(IRIS)
     with stage_run("fetch", config.load()):
         pass
@@ -182,7 +180,7 @@ def test_what_is_sent_and_finished_leaves_no_journal(project: Callable[..., Path
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-def test_an_interrupted_run_is_gone_on_with_and_has_each_step_and_trial_once(
+def test_an_interrupted_run_is_resumed_with_each_step_and_trial_once(
     project: Callable[..., Path], error: type[BaseException]
 ) -> None:
     project(IRIS)
@@ -212,8 +210,8 @@ def test_other_parameters_begin_another_run(project: Callable[..., Path]) -> Non
     assert sorted(run.info.status for run in all_runs()) == ["FINISHED", "KILLED"]
 
 
-def test_events_sent_again_make_no_doubles(project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """As after a kill between sending and noting that it is sent, at each event."""
+def test_events_sent_twice_make_no_duplicates(project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a kill between sending an event and marking it as sent."""
     project(IRIS)
     write = journals.Journal.sent.fset
     assert write is not None
@@ -234,7 +232,7 @@ def test_events_sent_again_make_no_doubles(project: Callable[..., Path], monkeyp
     assert {run.info.status for run in all_runs()} == {"FINISHED"}
 
 
-def test_of_runs_that_a_hanging_server_made_twice_one_stays(project: Callable[..., Path]) -> None:
+def test_duplicate_runs_of_a_hanging_server_are_deleted_but_one(project: Callable[..., Path]) -> None:
     project(IRIS)
     interrupted(1, trials=1)
     first, trial = sorted(all_runs(), key=lambda run: str(run.info.run_name))
@@ -260,7 +258,7 @@ def test_a_new_database_gets_what_the_old_one_had(project: Callable[..., Path], 
         del os.environ["MLFLOW_TRACKING_URI"]
 
 
-def test_what_mlflow_refuses_is_told_and_the_rest_goes_on(
+def test_a_refused_event_is_reported_and_the_others_are_sent(
     project: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     project(IRIS)
@@ -272,7 +270,7 @@ def test_what_mlflow_refuses_is_told_and_the_rest_goes_on(
     assert capsys.readouterr().out.count("tracking: MLflow refuses params") == 1
 
 
-def test_a_model_and_its_version_are_made_once_whatever_is_sent_again(
+def test_a_model_and_its_version_are_created_once_even_if_sent_twice(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = project(IRIS)
@@ -306,7 +304,7 @@ def test_a_model_and_its_version_are_made_once_whatever_is_sent_again(
 
 
 class Slow:
-    """Stands in for what brings events to MLflow."""
+    """Replaces `Delivery`: takes its time, then may raise."""
 
     def __init__(self, seconds: float, error: Exception | None = None) -> None:
         self.seconds, self.error, self.ended = seconds, error, None
@@ -320,7 +318,7 @@ class Slow:
             raise self.error
 
 
-def test_logging_waits_for_no_server_and_the_end_only_so_long(
+def test_logging_never_waits_for_a_server_and_the_end_waits_for_limited_time(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project(IRIS)
@@ -336,7 +334,7 @@ def test_logging_waits_for_no_server_and_the_end_only_so_long(
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "postgresql://127.0.0.1:9/runs"])
-def test_a_server_that_gets_on_slowly_is_not_waited_for_longer(
+def test_the_wait_for_a_slow_server_is_limited(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], uri: str
 ) -> None:
     project(IRIS)
@@ -356,7 +354,7 @@ def test_a_server_that_gets_on_slowly_is_not_waited_for_longer(
     assert "does not answer (waited 1 s)" in capsys.readouterr().out
 
 
-def test_a_database_that_another_process_makes_is_not_waited_for_longer(project: Callable[..., Path]) -> None:
+def test_the_wait_for_a_database_that_another_process_creates_is_limited(project: Callable[..., Path]) -> None:
     folder = project(IRIS)
     (folder / "mlflow.db").unlink()
     with FileLock(folder / "mlflow.lock"):
@@ -365,7 +363,7 @@ def test_a_database_that_another_process_makes_is_not_waited_for_longer(project:
         assert time.monotonic() - ended < 5
 
 
-def test_an_interrupt_while_the_end_waits_ends_the_waiting_and_not_the_stage(
+def test_an_interrupt_during_the_final_wait_ends_the_wait_and_not_the_stage(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project(IRIS)
@@ -384,7 +382,7 @@ def test_an_interrupt_while_the_end_waits_ends_the_waiting_and_not_the_stage(
 
 
 def left_run(key: str, *events: dict[str, Any], stage: str = "fetch") -> None:
-    """What a stage left that ended while MLflow did not answer."""
+    """Write the journal of a stage that ended while MLflow did not answer."""
     journal = journals.begin(Path.cwd() / JOURNALS, stage, key)
     journal.append("run", name=f"{stage} {key}", experiment="nycflights", tags={"stage": stage})
     for event in events:
@@ -396,7 +394,7 @@ def left_run(key: str, *events: dict[str, Any], stage: str = "fetch") -> None:
 @pytest.mark.parametrize(
     "event", [{"kind": "params", "lost": "the rest"}, {"kind": "shiny"}, {"kind": "tags", "tags": None}]
 )
-def test_one_journal_that_cannot_be_sent_is_quarantine_and_does_not_hold_up_the_others(
+def test_a_journal_that_cannot_be_sent_is_quarantined_and_the_others_are_sent(
     project: Callable[..., Path], capsys: pytest.CaptureFixture[str], event: dict[str, Any]
 ) -> None:
     root = project(IRIS) / JOURNALS
@@ -421,7 +419,7 @@ def test_one_journal_that_cannot_be_sent_is_quarantine_and_does_not_hold_up_the_
         OSError(28, "No space left on device"),
     ],
 )
-def test_what_may_pass_is_tried_again(
+def test_a_transient_error_is_retried(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     root, real = project(IRIS) / JOURNALS, delivery.Delivery
@@ -434,7 +432,7 @@ def test_what_may_pass_is_tried_again(
     assert only_run().info.status == "FINISHED"
 
 
-def test_a_version_that_comes_late_leaves_a_later_champion_and_a_new_one_does_not(
+def test_a_late_version_does_not_replace_a_later_champion_but_a_new_one_does(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = project(IRIS)
@@ -472,7 +470,7 @@ def test_a_version_that_comes_late_leaves_a_later_champion_and_a_new_one_does_no
     assert champion() == "first"
 
 
-def test_of_two_who_register_a_model_at_once_the_first_has_the_version(
+def test_a_model_registered_twice_at_once_has_one_version(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = project(IRIS)
@@ -491,7 +489,7 @@ def test_of_two_who_register_a_model_at_once_the_first_has_the_version(
     assert here().get_model_version_by_alias("iris", "champion").version == 1
 
 
-def test_a_run_that_the_server_makes_after_it_was_asked_again_is_no_double(
+def test_a_run_that_the_server_creates_late_is_no_duplicate(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project(IRIS)
@@ -512,7 +510,9 @@ def test_a_run_that_the_server_makes_after_it_was_asked_again_is_no_double(
     assert curve(only_run()) == [(1, 0.5)]
 
 
-def test_a_journal_is_read_from_where_it_is(project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_journal_is_read_from_the_last_sent_byte(
+    project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     project(IRIS)
     events, starts = journals.Journal.events, list[int]()
     monkeypatch.setattr(writer, "SECONDS_BETWEEN_WRITES", 0.05)
@@ -528,7 +528,7 @@ def test_a_journal_is_read_from_where_it_is(project: Callable[..., Path], monkey
     assert len(starts) > 5
 
 
-def test_columns_of_any_name_are_among_the_parameters(project: Callable[..., Path]) -> None:
+def test_column_kinds_are_logged_whatever_the_column_names(project: Callable[..., Path]) -> None:
     project(IRIS | {"data.kinds": {"petal length (cm)": "drop", "price (€)": "drop"}})
     with stage_run("prepare", config.load()):
         pass
@@ -537,7 +537,7 @@ def test_columns_of_any_name_are_among_the_parameters(project: Callable[..., Pat
     assert params["data.target"] == "target"
 
 
-def test_a_server_that_comes_back_gets_all_of_it(
+def test_a_server_that_comes_back_gets_all_events(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project(IRIS)
@@ -553,7 +553,7 @@ def test_a_server_that_comes_back_gets_all_of_it(
     assert "tracking" not in capsys.readouterr().out
 
 
-def test_a_stage_that_ends_while_the_rest_is_being_sent_is_sent_to_its_end(
+def test_a_stage_that_ends_during_sending_is_sent_completely(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project(IRIS)
@@ -572,9 +572,7 @@ def test_a_stage_that_ends_while_the_rest_is_being_sent_is_sent_to_its_end(
     assert only_run().info.status == "FINISHED"
 
 
-def test_what_is_logged_quickly_is_sent_at_most_once_in_a_while(
-    project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_frequent_events_are_sent_in_few_calls(project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     project(IRIS)
     calls = []
     log_batch = MlflowClient.log_batch

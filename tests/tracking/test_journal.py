@@ -1,4 +1,4 @@
-"""What is kept until MLflow has it: nothing lost, nothing twice, and each journal in one hand."""
+"""The journal loses no event, logs none twice, and belongs to one process at a time."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def kinds(journal: Journal) -> list[str]:
 
 
 def hold(root: Path) -> "subprocess.Popen[str]":
-    """A process that executes a stage and does not end by itself."""
+    """Start a process that holds a journal until it is killed."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(root)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -64,7 +64,7 @@ def kill(process: "subprocess.Popen[str]") -> None:
     process.stdout.close()
 
 
-def test_events_are_read_in_order_from_where_one_stopped(tmp_path: Path) -> None:
+def test_events_are_read_in_order_from_a_byte(tmp_path: Path) -> None:
     journal = begun(tmp_path)
     journal.append("params", params={"ä": "b\nc"})
     journal.append("metrics", metrics=[("loss", float("nan"), 1)])
@@ -77,7 +77,7 @@ def test_events_are_read_in_order_from_where_one_stopped(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("torn", [b'{"kind": "me', b"\0" * 50, b'[1]\n{"kind": "late"}\n', b"\xff\xfe\n"])
-def test_a_damaged_end_is_cut_and_told_and_kept_and_the_rest_goes_on(
+def test_a_damaged_end_is_moved_to_a_file_and_reported_and_the_rest_stays(
     tmp_path: Path, torn: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     journal = begun(tmp_path)
@@ -95,7 +95,7 @@ def test_a_damaged_end_is_cut_and_told_and_kept_and_the_rest_goes_on(
     assert again.n_waiting == 1  # though more than there is now was sent
 
 
-def test_what_was_killed_before_it_said_anything_leaves_nothing(tmp_path: Path) -> None:
+def test_a_process_killed_before_its_first_event_leaves_nothing(tmp_path: Path) -> None:
     for content in (b"", b'{"kind": "ru', b"\0" * 100):
         journal = journals.begin(tmp_path, "train", "key")
         (journal.folder / EVENTS).write_bytes(content)
@@ -105,7 +105,7 @@ def test_what_was_killed_before_it_said_anything_leaves_nothing(tmp_path: Path) 
         assert journals.waiting(tmp_path) == []
 
 
-def test_a_journal_that_is_damaged_at_its_begin_is_quarantine(
+def test_a_journal_with_a_damaged_first_event_is_quarantined(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "runs"
@@ -120,7 +120,7 @@ def test_a_journal_that_is_damaged_at_its_begin_is_quarantine(
     assert "its first event is damaged" in capsys.readouterr().out
 
 
-def test_an_event_that_a_full_disk_takes_in_part_is_taken_back(tmp_path: Path) -> None:
+def test_a_partial_event_on_a_full_disk_is_removed(tmp_path: Path) -> None:
     journal = begun(tmp_path)
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, ((journal.folder / EVENTS).stat().st_size + 10, hard))
@@ -134,7 +134,7 @@ def test_an_event_that_a_full_disk_takes_in_part_is_taken_back(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("content", ["", "x", "999999"])
-def test_a_damaged_note_of_what_is_sent_sends_again_and_loses_nothing(tmp_path: Path, content: str) -> None:
+def test_a_damaged_sent_mark_sends_again_and_loses_nothing(tmp_path: Path, content: str) -> None:
     journal = begun(tmp_path)
     (journal.folder / "sent").write_text(content)
     size = (journal.folder / EVENTS).stat().st_size
@@ -142,7 +142,7 @@ def test_a_damaged_note_of_what_is_sent_sends_again_and_loses_nothing(tmp_path: 
 
 
 @pytest.mark.parametrize("status", [None, "KILLED", "FAILED"])
-def test_what_did_not_finish_is_gone_on_with_and_says_nothing_twice(tmp_path: Path, status: str | None) -> None:
+def test_an_unfinished_execution_is_resumed_and_logs_nothing_twice(tmp_path: Path, status: str | None) -> None:
     journal = begun(tmp_path)
     journal.append("metrics", metrics=[("val/loss", 0.5, 1), ("lr", 0.1, 1)])
     journal.append("trial", number=0, params={}, state="complete", metrics=[])
@@ -162,12 +162,12 @@ def test_what_did_not_finish_is_gone_on_with_and_says_nothing_twice(tmp_path: Pa
     assert [event.get("metrics") for event, _ in again.events()[before:]] == [[["val/loss", 0.4, 2]], []]
 
 
-def test_a_finished_execution_or_one_of_another_key_is_not_gone_on_with(tmp_path: Path) -> None:
+def test_a_finished_execution_or_one_with_another_key_is_not_resumed(tmp_path: Path) -> None:
     finished, other = ended(tmp_path), ended(tmp_path, "KILLED", key="other")
     assert begun(tmp_path).execution not in (finished.execution, other.execution)
 
 
-def test_what_a_dead_process_left_is_closed_and_what_a_living_one_has_is_left_alone(tmp_path: Path) -> None:
+def test_journals_of_dead_processes_are_closed_and_those_of_living_ones_are_not(tmp_path: Path) -> None:
     alive, dead = hold(tmp_path), hold(tmp_path)
     assert len(list(tmp_path.glob(f"*/{EVENTS}"))) == 2  # the second is no resumption of the first, which lives
     kill(dead)
@@ -180,7 +180,7 @@ def test_what_a_dead_process_left_is_closed_and_what_a_living_one_has_is_left_al
     assert {journal.status for journal in map(Journal, tmp_path.glob("train-*"))} == {"KILLED"}
 
 
-def test_a_waiting_journal_is_in_one_hand_and_the_oldest_is_first(tmp_path: Path) -> None:
+def test_waiting_journals_are_locked_and_ordered_by_age(tmp_path: Path) -> None:
     journal_b = ended(tmp_path, key="b")
     time.sleep(0.01)
     journal_a = ended(tmp_path, key="a")
@@ -194,7 +194,7 @@ def test_a_waiting_journal_is_in_one_hand_and_the_oldest_is_first(tmp_path: Path
     assert len(journals.waiting(tmp_path)) == 2
 
 
-def test_sent_and_finished_journals_go_others_stay_until_they_are_old(tmp_path: Path) -> None:
+def test_sent_and_finished_journals_are_removed_and_others_only_when_stale(tmp_path: Path) -> None:
     finished, killed, unsent = ended(tmp_path, key="1"), ended(tmp_path, "KILLED", key="2"), ended(tmp_path, key="3")
     for journal in (finished, killed):
         journal.sent = (journal.folder / EVENTS).stat().st_size
@@ -205,7 +205,7 @@ def test_sent_and_finished_journals_go_others_stay_until_they_are_old(tmp_path: 
     assert [journal.folder.exists() for journal in (killed, unsent)] == [False, True]
 
 
-def test_a_journal_that_was_never_whole_or_half_removed_goes_and_what_is_none_of_ours_stays(tmp_path: Path) -> None:
+def test_incomplete_and_half_removed_journals_are_removed_and_other_folders_stay(tmp_path: Path) -> None:
     root, ours, others = tmp_path / "runs", ("train-key-0123456789ab", ".0123456789ab"), ("backup", ".half", "a-b-c")
     for name in (*ours, *others):
         (root / name / "files").mkdir(parents=True)
@@ -219,7 +219,7 @@ def test_a_journal_that_was_never_whole_or_half_removed_goes_and_what_is_none_of
     assert journals.n_waiting(root) == 1
 
 
-def test_kept_files_stay_as_they_were_when_the_stage_replaces_or_an_editor_changes_them(tmp_path: Path) -> None:
+def test_kept_files_do_not_change_when_a_stage_replaces_or_an_editor_edits_them(tmp_path: Path) -> None:
     weights, code = tmp_path / "model.bin", tmp_path / "code.py"
     weights.write_text("old")
     code.write_text("old")
@@ -232,7 +232,7 @@ def test_kept_files_stay_as_they_were_when_the_stage_replaces_or_an_editor_chang
     assert (place / "model.bin").read_text() == (place / "part/code.py").read_text() == "old"
 
 
-def test_a_rebuilt_run_is_there_once_and_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_restored_run_is_complete_and_unique_or_absent(tmp_path: Path) -> None:
     def build(*, broken: bool = False) -> None:
         with journals.restored(tmp_path, "train", "key") as journal:
             journal.append("run", name="train", experiment="e", tags={})
@@ -251,7 +251,7 @@ def test_a_rebuilt_run_is_there_once_and_whole_or_not_at_all(tmp_path: Path) -> 
     assert {event["time"] for event, _ in found.events()} == {0}  # as others have it who rebuild it
 
 
-def test_a_run_is_on_its_way_while_a_process_has_it_and_when_it_waits_whole(tmp_path: Path) -> None:
+def test_a_run_is_on_its_way_while_it_is_logged_and_when_it_waits_finished(tmp_path: Path) -> None:
     ended(tmp_path, "FAILED")
     assert not journals.on_its_way(tmp_path, "train", "key")
     journal = begun(tmp_path)
