@@ -49,6 +49,13 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
+def ui(port: int) -> None:
+    from pipeline.core import config
+    from pipeline.tracking import store
+
+    store.serve(config.load().tracking, port)
+
+
 def _call(arguments: argparse.Namespace) -> None:
     match arguments.command:
         case "predict":
@@ -64,10 +71,7 @@ def _call(arguments: argparse.Namespace) -> None:
         case "doctor":
             doctor()
         case "ui":
-            from pipeline.core import config
-            from pipeline.tracking import store
-
-            store.serve(config.load().tracking, arguments.port)
+            ui(arguments.port)
         case "sync":
             from pipeline.commands.sync import sync
 
