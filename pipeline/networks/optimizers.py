@@ -1,7 +1,6 @@
-"""SGD, Adam and AdamW for a stack of K networks, each with numbers of its own.
+"""SGD, Adam and AdamW for a stack of K networks, each with its own learning rate, momentum and weight decay [K, 1].
 
-Parameters, gradients and state are blocks [K, P]; learning rate, momentum and weight decay are [K, 1]. For K = 1 a step
-is that of `torch.optim`, to float32 rounding.
+Parameters, gradients and state are blocks [K, P]. For K = 1, steps equal those of `torch.optim` up to rounding.
 """
 
 from collections.abc import Sequence
@@ -11,12 +10,12 @@ from torch import Tensor
 
 from pipeline.core.settings import Train
 
-State = dict[str, Tensor]  # what an optimiser remembers of one network, by name, each [P]
+State = dict[str, Tensor]  # the optimiser state of one network, by name, each [P]
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
 
 class Optimizer:
-    """Moves `blocks` in place; `steps` is how many steps have been taken before."""
+    """Update `blocks` in place, from the `states` after `steps` steps."""
 
     def __init__(
         self, blocks: Sequence[Tensor], settings: Sequence[Train], states: Sequence[State], steps: int
@@ -27,13 +26,16 @@ class Optimizer:
         self._decays = bool((self.weight_decay != 0).any())
         names = ("momentum",) if self.kind == "sgd" else ("mean", "square")
         self._memory = [
-            {name: _remembered(states, f"{name}.{place}", block) for name in names}
-            for place, block in enumerate(blocks)
+            {
+                name: torch.stack([state[f"{name}.{k}"] if state else torch.zeros_like(block[0]) for state in states])
+                for name in names
+            }
+            for k, block in enumerate(blocks)
         ]
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor], lr: Tensor) -> None:
-        """One step with learning rates `lr` [K, 1]; the gradients are used up."""
+        """Take one step with learning rates `lr` [K, 1]; overwrites the gradients."""
         self.steps += 1
         for block, gradient, memory in zip(self.blocks, gradients, self._memory, strict=True):
             if self.kind == "adamw":
@@ -51,16 +53,16 @@ class Optimizer:
         """Kingma & Ba 2015, algorithm 1."""
         memory["mean"].lerp_(gradient, 1 - BETA_1)
         memory["square"].mul_(BETA_2).addcmul_(gradient, gradient, value=1 - BETA_2)
-        slower = (1 - BETA_1**self.steps) / lr
-        scale = memory["square"].sqrt().mul_(slower / (1 - BETA_2**self.steps) ** 0.5).add_(EPSILON * slower)
+        correction = (1 - BETA_1**self.steps) / lr
+        scale = memory["square"].sqrt().mul_(correction / (1 - BETA_2**self.steps) ** 0.5).add_(EPSILON * correction)
         block.addcdiv_(memory["mean"], scale, value=-1)
 
     def states(self) -> list[State]:
-        """What is remembered of each network: copies, so that one can leave the stack."""
+        """Return a copy of the state of each network."""
         return [
             {
-                f"{name}.{place}": tensor[k].clone()
-                for place, memory in enumerate(self._memory)
+                f"{name}.{block}": tensor[k].clone()
+                for block, memory in enumerate(self._memory)
                 for name, tensor in memory.items()
             }
             for k in range(len(self.blocks[0]))
@@ -69,7 +71,3 @@ class Optimizer:
 
 def _column(values: Sequence[float], blocks: Sequence[Tensor]) -> Tensor:
     return torch.tensor(values, dtype=blocks[0].dtype, device=blocks[0].device).unsqueeze(1)
-
-
-def _remembered(states: Sequence[State], name: str, block: Tensor) -> Tensor:
-    return torch.stack([state[name] if state else torch.zeros_like(block[0]) for state in states])
