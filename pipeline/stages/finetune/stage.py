@@ -15,7 +15,7 @@ from pipeline.tables.tensors import check_fit
 from pipeline.tracking.identity import state
 from pipeline.tracking.runs import stage_run
 from pipeline.training import checkpoints, loop
-from pipeline.training.fitted import calibrated
+from pipeline.training.calibration import calibrated
 
 FOLDER, TRAINED = Path("models/finetune"), Path("models/train")
 

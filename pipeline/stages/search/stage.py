@@ -14,7 +14,7 @@ from pipeline.tables.prepared import load_prepared, load_split
 from pipeline.tracking.identity import state
 from pipeline.tracking.runs import stage_run
 from pipeline.training import checkpoints, loop
-from pipeline.training.fitted import fitted_bundle
+from pipeline.training.calibration import fitted_bundle
 
 FOLDER = Path("models/search")
 
