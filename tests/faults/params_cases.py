@@ -19,7 +19,7 @@ from pipeline.networks.bundle import Bundle
 from pipeline.stages.finetune import adapt
 from pipeline.stages.train import overfit
 from pipeline.training import loop
-from pipeline.training.fitted import calibrated
+from pipeline.training.calibration import calibrated
 from tests.support import samples
 from tests.support.imports import ROOT
 

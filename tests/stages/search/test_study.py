@@ -283,7 +283,7 @@ def diverging_after(epochs, but=()):
         for stack in made_up(stacks, until):
             for contender in stack:
                 if until > epochs and contender.number not in but:
-                    contender.progress["diverged"] = "the loss is no longer finite"
+                    contender.progress["diverged"] = "the loss became NaN or infinite"
             yield stack
 
     return run
