@@ -1,10 +1,10 @@
 """Build networks from config: layers, initial weights, frozen parameters, parameter counts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import pairwise
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +13,9 @@ from pipeline.core.settings import Model
 from pipeline.networks.modules import CategoryEmbedding, Periodic, PiecewiseLinear, TableLinear
 from pipeline.tables.schema import Schema
 
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "selu": nn.SELU
+}  # fmt: skip
 UNIFORM_RANGE = 0.05  # `init: uniform` draws from [-0.05, 0.05]
 
 
@@ -34,11 +37,13 @@ def build_network(
     if model.categories == "embedding" and cardinalities:
         layers.append(CategoryEmbedding(cardinalities, model.embedding))
         d_in, cardinalities = d_in + len(cardinalities) * model.embedding, ()
-    layers.append(TableLinear(d_in, cardinalities, [*model.hidden, n_outputs][0]))
-    for width, following in pairwise([*model.hidden, n_outputs]):
+    widths = [*model.hidden, n_outputs]
+    layers.append(TableLinear(d_in, cardinalities, widths[0]))
+    for width, d_out in pairwise(widths):
         # skip_init: the constructor would draw weights from the global generator.
-        linear = nn.utils.skip_init(nn.Linear, width, following)
-        layers += [_activation(model), nn.Dropout(model.dropout), linear]
+        linear = nn.utils.skip_init(nn.Linear, width, d_out)
+        slope = {"negative_slope": model.slope} if model.activation == "leaky_relu" else {}
+        layers += [ACTIVATIONS[model.activation](**slope), nn.Dropout(model.dropout), linear]
     for layer in layers:
         _initialise(layer, model, generator)
     return nn.Sequential(*layers)
@@ -69,20 +74,6 @@ def edges_of(network: nn.Sequential) -> tuple[Tensor, ...]:
 def linear_layers(network: nn.Sequential) -> dict[str, TableLinear | nn.Linear]:
     """Return the linear layers by name, in order."""
     return {name: layer for name, layer in network.named_children() if isinstance(layer, TableLinear | nn.Linear)}
-
-
-def _activation(model: Model) -> nn.Module:
-    match model.activation:
-        case "relu":
-            return nn.ReLU()
-        case "leaky_relu":
-            return nn.LeakyReLU(model.slope)
-        case "sigmoid":
-            return nn.Sigmoid()
-        case "tanh":
-            return nn.Tanh()
-        case "selu":
-            return nn.SELU()
 
 
 @torch.no_grad()
@@ -159,31 +150,20 @@ def freeze(network: nn.Sequential, layers: int | tuple[str, ...]) -> list[str]:
     return frozen
 
 
-@dataclass(frozen=True)
-class Parameters:
-    """Size and range of one parameter tensor; `trainable` is `total`, or 0 if the tensor is frozen."""
-
-    name: str
-    total: int
-    trainable: int
-    low: float
-    high: float
-
-
-def parameters(network: nn.Sequential) -> list[Parameters]:
-    found = []
-    for name, parameter in network.named_parameters():
-        values = parameter.detach()
-        low, high = (float(values.min()), float(values.max())) if values.numel() else (0.0, 0.0)
-        found.append(Parameters(name, values.numel(), parameter.requires_grad * values.numel(), low, high))
-    return found
+@torch.no_grad()
+def parameters(network: nn.Sequential) -> pd.DataFrame:
+    """Return a row per parameter tensor: name, total, trainable (0 if frozen), and its range from low to high."""
+    rows = []
+    for name, tensor in network.named_parameters():
+        low, high = (float(tensor.min()), float(tensor.max())) if tensor.numel() else (0.0, 0.0)
+        rows.append((name, tensor.numel(), tensor.requires_grad * tensor.numel(), low, high))
+    return pd.DataFrame(rows, columns=["name", "total", "trainable", "low", "high"])
 
 
 def describe(network: nn.Sequential) -> str:
     """Format the parameter counts and weight ranges, one line per tensor."""
     found = parameters(network)
-    lines = [f"parameters: {sum(p.total for p in found):,}, {sum(p.trainable for p in found):,} trainable"]
-    for p in found:
-        if p.total:
-            lines.append(f"  {p.name}: {p.total:,} in [{p.low:.3g}, {p.high:.3g}]{'' if p.trainable else ', frozen'}")
+    lines = [f"parameters: {found['total'].sum():,}, {found['trainable'].sum():,} trainable"]
+    for name, total, trainable, low, high in found[found["total"] > 0].itertuples(index=False):
+        lines.append(f"  {name}: {total:,} in [{low:.3g}, {high:.3g}]{'' if trainable else ', frozen'}")
     return "\n".join(lines)

@@ -44,12 +44,6 @@ class Bundle:
     params: dict[str, Any]
     temperature: float = 1.0
 
-    @property
-    def network(self) -> nn.Sequential:
-        """The only network of a bundle with one member."""
-        (only,) = self.members
-        return only
-
     def outputs(self, data: TabularData) -> Tensor:
         """Compute the joint outputs [n, n_outputs] of all members, before the temperature."""
         check_fit(data, self.schema, "the prepared table")
@@ -129,7 +123,7 @@ def load_bundle(folder: Path) -> Bundle:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise UserError(f"{folder} cannot be loaded: {place}: {first['msg']}"[:300]) from None
-    except (_MisfitError, RuntimeError) as error:
+    except RuntimeError as error:
         raise UserError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from None
 
 
@@ -144,10 +138,6 @@ class _Description(BaseModel):
     scaling: Scaling
     params: dict[Annotated[str, Field(pattern=r"^[a-z_]+(\.[a-z_]+)*$")], Any]
     table: Annotated[Schema, Field(alias="schema")]  # pydantic models have a method `schema`
-
-
-class _MisfitError(Exception):
-    """The weights do not fit the description."""
 
 
 def _read_description(path: Path) -> dict[str, Any]:
@@ -165,7 +155,7 @@ def _read_description(path: Path) -> dict[str, Any]:
 def _build(folder: Path, described: _Description, tensors: dict[str, Tensor]) -> Bundle:
     model, schema, target = described.model, described.table, described.target
     if model.ensemble == "auto":
-        raise _MisfitError("model.ensemble must be a number, got auto")
+        raise RuntimeError("model.ensemble must be a number, got auto")
     states = [_with_prefix(_prefix(k, model.n_members), tensors) for k in range(model.n_members)]
     members = tuple(_build_member(state, model, schema, target) for state in states)
     numbers = _with_prefix("preprocessor.", tensors)
@@ -183,7 +173,7 @@ def _build_member(state: dict[str, Tensor], model: Model, schema: Schema, target
         or len(weights) <= len(model.hidden)
         or any(tensor.dtype != torch.float32 for tensor in weights)
     ):
-        raise _MisfitError(f"the weights in {WEIGHTS} do not fit the network in {DESCRIPTION}")
+        raise RuntimeError(f"the weights in {WEIGHTS} do not fit the network in {DESCRIPTION}")
     network = build_network(model, schema, target.n_outputs, torch.Generator(), edges)
     network.load_state_dict(state)
     return network.eval()
@@ -203,7 +193,7 @@ def _read_edges(state: dict[str, Tensor], d_num: int) -> tuple[Tensor, ...]:
         or ((counts < 2) | (counts > len(edges))).any()
         or counts.sum() != len(edges)
     ):
-        raise _MisfitError(f"{WEIGHTS} must hold the bin edges of {d_num} numeric columns")
+        raise RuntimeError(f"{WEIGHTS} must hold the bin edges of {d_num} numeric columns")
     parts: tuple[Tensor, ...] = edges.split(counts.tolist())
     return parts
 

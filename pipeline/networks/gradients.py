@@ -217,13 +217,9 @@ def look_up_gradient(codes: Tensor, gradient: Tensor, table: Tensor) -> Tensor:
     faster than the backward pass of `embedding_bag`, and in a fixed order of summation.
     """
     flat, n_rows = codes.flatten(), table.shape[0] * table.shape[1]
-    places = _stable_argsort(flat, n_rows)
+    if flat.is_cuda or n_rows > 2**16:
+        places = torch.argsort(flat, stable=True)
+    else:  # NumPy sorts 16 bits by radix, at least three times faster
+        places = torch.from_numpy(np.argsort(flat.numpy().astype(np.uint16), kind="stable"))
     begins = torch.searchsorted(flat[places], torch.arange(n_rows, device=flat.device, dtype=flat.dtype))
     return F.embedding_bag(places // codes.shape[1], gradient.contiguous(), begins, mode="sum").view_as(table)
-
-
-def _stable_argsort(codes: Tensor, n_rows: int) -> Tensor:
-    if codes.is_cuda or n_rows > 2**16:
-        return torch.argsort(codes, stable=True)
-    # NumPy sorts 16 bits by radix, at least three times faster.
-    return torch.from_numpy(np.argsort(codes.numpy().astype(np.uint16), kind="stable"))

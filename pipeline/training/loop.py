@@ -50,7 +50,7 @@ class Member:
     @property
     def is_finished(self) -> bool:
         done, patience = len(self.history), self.settings.patience
-        stops_early = patience is not None and 0 < done >= self.best_epoch + patience
+        stops_early = patience is not None and done >= self.best_epoch + patience
         return self.diverged is not None or done >= self.settings.n_epochs or stops_early
 
     @property
@@ -237,15 +237,10 @@ def class_weights(y: Tensor, n_outputs: int) -> Tensor:
 
 def shape_of(member: Member) -> tuple[object, ...]:
     """Return the properties that members of a stack share: layers, bin edges, and all settings but those in `OWN`."""
-    layers = tuple(
-        (
-            "dropout" if isinstance(layer, nn.Dropout) else str(layer),
-            *((tuple(p.shape), p.requires_grad) for p in layer.parameters()),
-        )
-        for layer in member.network
-    )
+    layers = tuple("dropout" if isinstance(layer, nn.Dropout) else str(layer) for layer in member.network)
+    weights = tuple((tuple(p.shape), p.requires_grad) for p in member.network.parameters())
     edges = tuple(tuple(column.tolist()) for column in edges_of(member.network))
-    return layers, edges, member.settings.model_dump_json(exclude=OWN)
+    return layers, weights, edges, member.settings.model_dump_json(exclude=OWN)
 
 
 def evaluate(networks: Sequence[nn.Sequential], data: TabularData, target: Target) -> dict[str, float]:
