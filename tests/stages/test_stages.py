@@ -246,7 +246,7 @@ def bad(changes: dict[str, Any], *stages: str) -> str:
         ("fetch", {"data.source": "sklearn:irs"}, "iris"),
         ("fetch", {"data.source": "nowhere.csv"}, "does not exist"),
         ("train", {"model.init": "zeros", "train.overfit": {"rows": 32, "steps": 50}}, "overfit check"),
-        ("train", {"train.lr": 1e9, "train.overfit": None}, "no longer finite in epoch"),
+        ("train", {"train.lr": 1e9, "train.overfit": None}, "became NaN or infinite in epoch"),
         ("prepare train finetune", {"finetune.freeze": ["9.*"], "data.transfer": {"column": "sepal width (cm)", "values": [3.0, 2.8, 3.2]}}, "no parameter matches '9.*'"),
         ("register", {"register.minimum": 1.1}, "below register.minimum 1.1"),
     ],
