@@ -145,7 +145,7 @@ def test_a_stage_whose_dvc_was_killed_blocks_the_next_repro(
                 errors = [line for line in said if line.startswith("error: ")]
                 assert errors == [
                     f"error: stage train is still running here as process {stage}: "
-                    f"wait for it, or end it with kill {stage}; then dvc repro"
+                    f"wait for it, or end it with kill {stage}; then run dvc repro"
                 ]
                 assert "Traceback" not in "".join(said)
                 os.kill(stage, signal.SIGCONT)
