@@ -1,1 +1,1 @@
-"""What a user can do besides `dvc repro`."""
+"""The commands of `python -m pipeline`."""

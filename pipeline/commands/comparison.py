@@ -1,4 +1,4 @@
-"""How a file that should repeat differs: by cell, by key, by layer or by byte."""
+"""Describe how two versions of a file differ: by cell, by key, by layer or by byte."""
 
 import csv
 import io
@@ -14,25 +14,25 @@ from safetensors.numpy import load
 
 
 def difference(name: str, old: bytes, new: bytes) -> str:
-    """What differs between the contents of a file, in a few words; `name` tells how to read them. Empty if nothing does."""
+    """Describe the difference between two contents of a file, read by the suffix of `name`; empty if there is none."""
     if old == new:
         return ""
     readers = {".csv": _in_csv, ".json": _in_json, ".safetensors": _in_tensors}
     reader = readers.get(PurePath(name).suffix, _in_bytes)
     try:
-        # Files may hold the same values in other bytes.
+        # Equal values can be written as different bytes.
         return reader(old, new) or _in_bytes(old, new)
     except (ValueError, KeyError, ArithmeticError, RecursionError, SafetensorError, csv.Error):
-        # One of them is not what its name says.
-        return _in_bytes(old, new)
+        return _in_bytes(old, new)  # one of them is not in the format of its suffix
 
 
 def _in_bytes(old: bytes, new: bytes) -> str:
-    place = next((k for k, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
+    shorter = min(len(old), len(new))
+    place = next((k for k, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), shorter)
     sizes = "" if len(old) == len(new) else f"; {len(new):,} bytes, was {len(old):,}"
-    if place == min(len(old), len(new)):
-        return f"the same up to byte {place:,}{sizes}"
-    return f"first at byte {place:,}: 0x{new[place]:02x}, was 0x{old[place]:02x}{sizes}"
+    if place == shorter:
+        return f"identical up to byte {place:,}{sizes}"
+    return f"differs from byte {place:,}: 0x{new[place]:02x}, was 0x{old[place]:02x}{sizes}"
 
 
 def _in_csv(old: bytes, new: bytes) -> str:
@@ -46,7 +46,7 @@ def _in_csv(old: bytes, new: bytes) -> str:
     return _of_values(_cells(old_head, old_rows), _cells(new_head, new_rows))
 
 
-def _cells(head: list[str], rows: list[list[str]]) -> dict[str, Any]:
+def _cells(head: list[str], rows: list[list[str]]) -> dict[str, float | str]:
     return {
         f"{column}, row {k}": _number(cell)
         for k, row in enumerate(rows, start=1)
@@ -75,29 +75,29 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _of_values(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """The largest difference of numbers, else the first other value, else the first name that only one of them has."""
-    far, where = 0.0, ""
+    """Describe the largest numeric difference, else the first other difference, else the first added name."""
+    largest, where = 0.0, ""
     for name, value in old.items():
-        if _is_number(value) and _is_number(new.get(name)) and (apart := _apart(value, new[name])) > far:
-            far, where = apart, name
+        if _are_numbers(value, new.get(name)) and (distance := _distance(value, new[name])) > largest:
+            largest, where = distance, name
     if where:
-        return f"by up to {far:.3g}, at {where}: {new[where]!r}, was {old[where]!r}"
+        return f"differs by up to {largest:.3g}, at {where}: {new[where]!r}, was {old[where]!r}"
     for name, value in old.items():
         if name not in new:
-            return f"has no {name}"
-        if new[name] != value and not (_is_number(value) and _is_number(new[name])):
+            return f"lacks {name}"
+        if new[name] != value and not _are_numbers(value, new[name]):
             return f"{name}: {_short(new[name])}, was {_short(value)}"
-    return next((f"has {name}, which is new" for name in new if name not in old), "")
+    return next((f"adds {name}" for name in new if name not in old), "")
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _are_numbers(*values: Any) -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
-def _apart(a: float, b: float) -> float:
-    if math.isnan(a) and math.isnan(b):
+def _distance(a: float, b: float) -> float:
+    if a == b or (math.isnan(a) and math.isnan(b)):
         return 0.0
-    return math.inf if math.isnan(a) or math.isnan(b) else abs(a - b) if a != b else 0.0
+    return math.inf if math.isnan(a) or math.isnan(b) else abs(a - b)
 
 
 def _short(value: Any) -> str:
@@ -109,23 +109,22 @@ def _in_tensors(old: bytes, new: bytes) -> str:
     before, after = _in_order(old), _in_order(new)
     for name, a in before.items():
         if name not in after:
-            return f"has no {name}"
+            return f"lacks {name}"
         b = after[name]
         if (a.shape, a.dtype) != (b.shape, b.dtype):
             return f"{name}: {b.dtype} {list(b.shape)}, was {a.dtype} {list(a.shape)}"
         if a.tobytes() != b.tobytes():
             x, y = a.astype(float), b.astype(float)
             same = (x == y) | (np.isnan(x) & np.isnan(y))
-            with np.errstate(invalid="ignore"):  # infinity less infinity
-                apart = np.where(same, 0.0, np.nan_to_num(np.abs(y - x), nan=np.inf, posinf=np.inf))
-            return f"{name}: {np.count_nonzero(apart):,} of {a.size:,} numbers, by up to {apart.max():.3g}"
-    return next((f"has {name}, which is new" for name in after if name not in before), "")
+            with np.errstate(invalid="ignore"):  # inf - inf
+                distances = np.where(same, 0.0, np.nan_to_num(np.abs(y - x), nan=np.inf, posinf=np.inf))
+            n_different = f"{np.count_nonzero(distances):,} of {a.size:,} numbers differ"
+            return f"{name}: {n_different}, by up to {distances.max():.3g}"
+    return next((f"adds {name}" for name in after if name not in before), "")
 
 
 def _in_order(content: bytes) -> dict[str, Any]:
     """Tensors by name, in the order of the layers: 2 before 10."""
-
-    def place(name: str) -> list[tuple[int, str]]:
-        return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
-
-    return dict(sorted(load(content).items(), key=lambda item: place(item[0])))
+    tensors = load(content)
+    parts = {name: [(int(p), "") if p.isdigit() else (-1, p) for p in name.split(".")] for name in tensors}
+    return {name: tensors[name] for name in sorted(tensors, key=lambda name: parts[name])}

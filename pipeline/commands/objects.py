@@ -1,4 +1,4 @@
-"""Files as dvc.lock has them, in DVC's cache or in the working tree; never one that differs from its sum."""
+"""Look up objects of DVC: the files of an output as dvc.lock has them, never one that differs from its checksum."""
 
 import json
 import re
@@ -7,70 +7,106 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from pipeline.tracking.identity import content
+from pipeline.tracking.identity import checksum
+from pipeline.tracking.runs import files_of
 
-SUM = re.compile(r"[0-9a-f]{32}(\.dir)?")
+MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
+LISTING = "the listing of its files"
 
 
-def is_sum(md5: object) -> bool:
-    """Whether DVC could have written it: a sum becomes part of a path, and dvc.lock may be somebody else's."""
-    return isinstance(md5, str) and SUM.fullmatch(md5) is not None
+def is_checksum(md5: object) -> bool:
+    """True for a checksum as DVC writes it: it becomes part of a path, and dvc.lock may come from anybody."""
+    return isinstance(md5, str) and MD5.fullmatch(md5) is not None
 
 
 def is_inside(name: object) -> bool:
-    """Whether a name stays in the folder that it is said to be in."""
+    """True for a relative path that does not leave its folder."""
     path = Path(name) if isinstance(name, str) else Path()
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
-def listed(listing: Path, md5: str) -> dict[str, str] | None:
-    """The sums of the files of a folder, by the object that lists them; None if that is missing, damaged or not DVC's."""
-    if not listing.is_file() or content(listing) + ".dir" != md5:
+def read_listing(listing: Path, md5: str) -> dict[str, str] | None:
+    """The checksums of a folder's files by name; None if the listing is missing, damaged or not written by DVC."""
+    if not listing.is_file() or checksum(listing) + ".dir" != md5:
         return None
     try:
         found = {row["relpath"]: row["md5"] for row in json.loads(listing.read_bytes())}
     except (ValueError, KeyError, TypeError):
         return None
-    # A commit of somebody else's may list what DVC would not.
-    return found if all(is_inside(name) and is_sum(one) for name, one in found.items()) else None
+    return found if all(is_inside(name) and is_checksum(one) for name, one in found.items()) else None
 
 
-def sums(path: Path) -> dict[str, str]:
-    """The MD5 of each file of a folder by its name in it; of a file, under the empty name."""
+def checksums(path: Path) -> dict[str, str]:
+    """The checksum of each file of a folder by relative name, or of a single file under the empty name."""
     if path.is_file():
-        return {"": content(path)}
-    return {file.relative_to(path).as_posix(): content(file) for file in sorted(path.rglob("*")) if file.is_file()}
+        return {"": checksum(path)}
+    return {name: checksum(file) for name, file in files_of(path).items()}
 
 
-def locked_sums(path: Path, md5: str) -> dict[str, str] | None:
-    """As `sums`, of the output at `path` as it was when it had the sum `md5`; None if nobody knows any more."""
-    if not is_sum(md5):
+def stored(md5: str, store: Path) -> Path:
+    """The path of an object in a store: DVC's cache, or a remote that is a folder."""
+    return store / md5[:2] / md5[2:]
+
+
+def stored_checksums(md5: str, store: Path) -> dict[str, str]:
+    """The checksum of each object of an output: under the empty name its own, then those of its files."""
+    return {"": md5} | (read_listing(stored(md5, store), md5) or {})
+
+
+def unsound(md5: str, store: Path) -> tuple[dict[str, Path], bool]:
+    """Hash each object of an output in a store; returns the damaged ones by name, and True if any is missing."""
+    damaged, lacks_any = {}, False
+    for name, one in stored_checksums(md5, store).items():
+        path = stored(one, store)
+        if not path.exists():
+            lacks_any = True
+        elif checksum(path) != one.removesuffix(".dir"):
+            damaged[name or "the object itself"] = path
+        elif one.endswith(".dir") and read_listing(path, one) is None:
+            damaged[LISTING] = path
+    return damaged, lacks_any
+
+
+def damaged_objects(store: Path) -> list[Path]:
+    """The objects of a store whose content differs from their names."""
+    named = {path: path.parent.name + path.name for path in sorted(store.glob("[0-9a-f][0-9a-f]/*"))}
+    return [path for path, md5 in named.items() if is_checksum(md5) and checksum(path) != md5.removesuffix(".dir")]
+
+
+def differs(path: Path, md5: str) -> bool:
+    """True if `path` exists with another content than dvc.lock has."""
+    return path.exists() and checksum(path) != md5
+
+
+def locked_checksums(path: Path, md5: str) -> dict[str, str] | None:
+    """The checksums, as in `checksums`, of the output `path` when it had the checksum `md5`; None if unknown."""
+    if not is_checksum(md5):
         return None
     if not md5.endswith(".dir"):
         return {"": md5}
-    found = listed(_cached(md5), md5)
-    return sums(path) if found is None and path.is_dir() and content(path) == md5 else found
+    found = read_listing(_cached(md5), md5)
+    return checksums(path) if found is None and path.is_dir() and checksum(path) == md5 else found
 
 
 def locked_file(path: Path, md5: str) -> Path | None:
-    """Where the file is that stood at `path` and has the sum `md5`; None if it is nowhere."""
-    return next((place for place in (_cached(md5), path) if place.is_file() and content(place) == md5), None)
+    """A file with the checksum `md5`, in the cache or at `path`; None if neither has it."""
+    return next((place for place in (_cached(md5), path) if place.is_file() and checksum(place) == md5), None)
 
 
 def locked_files(path: Path, md5: str) -> dict[str, Path] | None:
-    """The files of an output as it was, by name as in `sums`; None if one of them is nowhere."""
-    files = {name: locked_file(path / name, one) for name, one in (locked_sums(path, md5) or {}).items()}
+    """The files of an output when it had the checksum `md5`, by name as in `checksums`; None if any is missing."""
+    files = {name: locked_file(path / name, one) for name, one in (locked_checksums(path, md5) or {}).items()}
     found = {name: file for name, file in files.items() if file is not None}
     return found if found and len(found) == len(files) else None
 
 
 def _cached(md5: str) -> Path:
-    return _cache_folder(Path.cwd()) / "files/md5" / md5[:2] / md5[2:]
+    return stored(md5, cache_folder(Path.cwd()))
 
 
 @cache
-def _cache_folder(project: Path) -> Path:
-    """Where `.dvc/config` and the user's own configuration put the cache of a project."""
+def cache_folder(project: Path) -> Path:
+    """The folder of the objects in DVC's cache, by `.dvc/config` and the user's own configuration."""
     command = (sys.executable, "-m", "dvc", "cache", "dir")
-    said = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    return project / (said.stdout.strip() or ".dvc/cache")
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    return project / (done.stdout.strip() or ".dvc/cache") / "files/md5"

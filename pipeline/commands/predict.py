@@ -5,15 +5,15 @@ from pathlib import Path
 from pipeline.core.errors import UserError, printable
 from pipeline.runtime import console
 
-ROWS = 65_536  # predicted at a time
+ROWS = 65_536  # per batch
 
 
 def predict(model: Path, table: str, output: Path) -> None:
-    """Read raw columns, write `prediction` and the probabilities, a row each and in their order."""
+    """Read raw columns; write `prediction` and the probabilities, one row for each row of the table, in its order."""
     if output.suffix not in (".parquet", ".csv"):
         raise UserError(f"--output must end in .parquet or .csv, got {output}")
     if "://" not in table and not Path(table).is_file():
-        raise UserError(f"{table} is no file: predict takes a path or a URL")
+        raise UserError(f"table must be a file or a URL, got {table}")
     import pandas as pd
 
     from pipeline.core import config, files
@@ -28,9 +28,8 @@ def predict(model: Path, table: str, output: Path) -> None:
     checked = validation.check(raw, bundle.schema, without_secret(table))
     for column, counts in validation.unseen(checked, bundle.schema).items():
         values = ", ".join(repr(value) for value in counts.index[:3]) + (", …" if len(counts) > 3 else "")
-        print(
-            f"{printable(column)}: {counts.sum():,} rows hold values that training never saw ({values}); used as unseen"
-        )
+        n_rows = f"{counts.sum():,} of {len(raw):,} rows"
+        print(f"{printable(column)}: {n_rows} have a category unseen in training ({values})")
     parts = []
     starts = range(0, len(raw), ROWS)
     with console.progress("predict", len(starts)) as advance:

@@ -1,4 +1,4 @@
-"""Every stage rebuilt from nothing in a temporary clone, and its outputs held against `dvc.lock`, byte for byte."""
+"""Rebuild every stage in a temporary clone and compare its outputs with `dvc.lock`, byte for byte."""
 
 import json
 import os
@@ -25,17 +25,17 @@ from pipeline.runtime import console
 from pipeline.tracking import identity
 
 LOCK = Path("dvc.lock")
-TORN = f"{LOCK} is torn: run git checkout {LOCK}, then dvc repro"
+DAMAGED = f"{LOCK} is damaged: run git checkout {LOCK}, then dvc repro"
 SOURCES = Path("data/source")
 COMMAND = "its command"
-FOREIGN = ("DVC_", "GIT_", "MLFLOW_", "PYTHON")  # variables that would lead the clone back to the project
+FOREIGN = ("DVC_", "GIT_", "MLFLOW_", "PYTHON")  # variables that would direct the clone to the project's own files
 Entry = Mapping[str, Any]  # of a stage in dvc.lock
 Lock = Mapping[str, Entry]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a stage: `lines` are empty if it repeats, else (file, how it differs), or what was in the way."""
+    """The result of a stage: `lines` is empty if it repeats, else has (file, difference) or ("", obstacle)."""
 
     stage: str
     n_files: int
@@ -52,59 +52,75 @@ class Verdict:
         return "; ".join(f"{file}: {how}" if file else how for file, how in self.lines)
 
 
+def _prevented(stage: str, why: str) -> Verdict:
+    return Verdict(stage, 0, [("", why)])
+
+
+def report(only: str | None) -> None:
+    """Verify and print a table of each stage's differences; exits with status 1 unless all are identical."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    verdicts = verify(only)
+    table = Table("stage", "file", "difference")
+    for verdict in verdicts:
+        for row, (file, how) in enumerate(verdict.lines or [("", verdict.text)]):
+            table.add_row(*map(Text, ("" if row else verdict.stage, file, how)))
+    Console().print(table)
+    n_identical = sum(verdict.identical for verdict in verdicts)
+    print(f"{n_identical} of {len(verdicts)} stages identical")
+    if n_identical < len(verdicts):
+        raise SystemExit(1)
+
+
 def verify(only: str | None = None) -> list[Verdict]:
-    """Rebuild all stages, or `only` one from inputs as `dvc.lock` has them; a verdict a stage, in the order they ran."""
-    lock, gone = split(load_lock(), known())
-    if gone:
-        print(f"no longer in dvc.yaml, and not run: {printable(', '.join(gone))}", flush=True)
+    """Rebuild all stages, or `only` one from its inputs in `dvc.lock`; returns a verdict per stage, in build order."""
+    locked = load_lock()
+    listed = _call(Path(), sys.executable, "-m", "dvc", "stage", "list", "--name-only", "--fail")
+    lock, removed = split(locked, [line.strip() for line in listed.splitlines()])
+    if removed:
+        print(f"skipped, no longer in dvc.yaml: {printable(', '.join(removed))}", flush=True)
     chosen = select(lock, only)
     with clone() as folder:
-        old = stale(lock, changes(folder))
+        reasons = stale(lock, changes(folder))
         verdicts: list[Verdict] = []
         with console.progress("verify", len(chosen)) as advance:
             for stage in chosen:
-                begun = time.monotonic()
-                verdict = Verdict(stage, 0, [("", old[stage])]) if stage in old else _rebuild(stage, lock, folder, only)
-                verdicts.append(verdict)
-                advance(f"{stage}: {verdict.text}, {time.monotonic() - begun:.0f} s")
-        missing = [] if only else sorted(set(old) - set(lock))
-        return verdicts + [Verdict(stage, 0, [("", old[stage])]) for stage in missing]
-
-
-# ------------------------------------------------------------------------------------------------ what dvc.lock says
+                start = time.monotonic()
+                why = reasons.get(stage)
+                verdicts.append(_prevented(stage, why) if why else _rebuild(stage, lock, folder, only))
+                advance(f"{stage}: {verdicts[-1].text}, {time.monotonic() - start:.0f} s")
+    never_ran = [] if only else sorted(set(reasons) - set(lock))
+    return verdicts + [_prevented(stage, reasons[stage]) for stage in never_ran]
 
 
 def load_lock(path: Path = LOCK) -> Lock:
-    """The stages of `dvc.lock`."""
+    """Read the stages of `dvc.lock`."""
     if not path.exists():
-        raise UserError(f"{path} is missing: run dvc repro in the folder of the project")
+        raise UserError(f"{path} is missing: run dvc repro in the project folder")
     try:
         stages: dict[str, Entry] = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))["stages"]
-        whole = all(
-            entry["cmd"] and one["path"] and objects.is_sum(one["md5"])
+        is_valid = all(
+            entry["cmd"] and one["path"] and objects.is_checksum(one["md5"])
             for entry in stages.values()
             for one in [*entry.get("deps", []), *entry["outs"]]
         ) and all(objects.is_inside(out["path"]) for entry in stages.values() for out in entry["outs"])
     except (YAMLError, KeyError, TypeError, AttributeError, ValueError):
-        whole = False
-    if not whole:
-        raise UserError(TORN) from None
+        is_valid = False
+    if not is_valid:
+        raise UserError(DAMAGED) from None
     return stages
 
 
-def known() -> set[str]:
-    """The stages that `dvc.yaml` has."""
-    said = _call(Path(), sys.executable, "-m", "dvc", "stage", "list", "--name-only", "--fail")
-    return {line.strip() for line in said.splitlines()}
+def _makers(lock: Lock) -> dict[str, str]:
+    return {out["path"]: stage for stage, entry in lock.items() for out in entry["outs"]}
 
 
 def split(lock: Lock, stages: Collection[str]) -> tuple[Lock, list[str]]:
-    """Those of `stages`, each before those that need it; and the others, which DVC keeps in the lock for ever.
-
-    Raises `UserError` if they need each other.
-    """
+    """Split the lock into those of `stages`, in build order, and the names of the others, which DVC never deletes."""
     kept = {stage: entry for stage, entry in lock.items() if stage in stages}
-    makers = {out["path"]: stage for stage, entry in kept.items() for out in entry["outs"]}
+    makers = _makers(kept)
     needs = {
         stage: [makers[dep["path"]] for dep in entry.get("deps", []) if dep["path"] in makers]
         for stage, entry in kept.items()
@@ -112,12 +128,12 @@ def split(lock: Lock, stages: Collection[str]) -> tuple[Lock, list[str]]:
     try:
         order = list(TopologicalSorter(needs).static_order())
     except CycleError:
-        raise UserError(TORN) from None
+        raise UserError(DAMAGED) from None
     return {stage: kept[stage] for stage in order}, sorted(str(stage) for stage in lock.keys() - kept.keys())
 
 
 def select(lock: Lock, only: str | None) -> list[str]:
-    """The stages to verify; `evaluate` stands for `evaluate@train` and its like."""
+    """The stages to verify; `evaluate` selects `evaluate@train` and the others of its matrix."""
     chosen = [stage for stage in lock if only in (None, stage, stage.partition("@")[0])]
     if not chosen:
         raise UserError(f"--stage must be one of {', '.join(lock)}, got {only}")
@@ -125,48 +141,45 @@ def select(lock: Lock, only: str | None) -> list[str]:
 
 
 def stale(lock: Lock, changed: Mapping[str, Iterable[str]]) -> dict[str, str]:
-    """Why a stage need not repeat what `dvc.lock` says, for those of which it is so: it, or what it needs, has changed since.
+    """Explain for each stale stage why it need not repeat `dvc.lock`: an input changed, or it never ran.
 
-    `changed` holds what DVC finds changed of a stage; stages that DVC knows and `dvc.lock` does not are stale as well.
+    `changed` holds what DVC reports as changed, by stage.
     """
-    outs = {out["path"]: out for entry in lock.values() for out in entry["outs"]}
-    makers = {out["path"]: stage for stage, entry in lock.items() for out in entry["outs"]}
+    outs = {out["path"]: out["md5"] for entry in lock.values() for out in entry["outs"]}
+    makers = _makers(lock)
     found: dict[str, str] = {}
     for stage, entry in lock.items():
-        inputs = [dep for dep in entry.get("deps", []) if dep["path"] in outs]
+        inputs = {dep["path"]: dep["md5"] for dep in entry.get("deps", []) if dep["path"] in outs}
         why = [name for name in changed.get(stage, ()) if name == COMMAND or name not in outs]
-        why += [dep["path"] for dep in inputs if dep["md5"] != outs[dep["path"]]["md5"]]
-        after = [makers[dep["path"]] for dep in inputs if makers[dep["path"]] in found]
+        why += [path for path, md5 in inputs.items() if md5 != outs[path]]
+        after = [makers[path] for path in inputs if makers[path] in found]
         if why:
             shown = ", ".join(sorted(why)[:3]) + (", …" if len(why) > 3 else "")
-            found[stage] = f"stale: {shown} changed since; run dvc repro"
+            found[stage] = f"stale: {shown} changed; run dvc repro"
         elif after:
-            found[stage] = f"stale: needs {after[0]}, which is stale"
+            found[stage] = f"stale: depends on {after[0]}, which is stale"
     return found | {stage: "stale: never ran; run dvc repro" for stage in changed if stage not in lock}
 
 
 def changes(folder: Path) -> dict[str, list[str]]:
-    """What DVC finds changed of each stage in `folder`, outputs left aside: params, deps and commands by name."""
-    done = _call(folder, sys.executable, "-m", "dvc", "status", "--json")
+    """The changed parameters, dependencies and commands that DVC reports in `folder`, by stage."""
     found = {}
-    for stage, reports in json.loads(done).items():
+    for stage, reports in json.loads(_call(folder, sys.executable, "-m", "dvc", "status", "--json")).items():
         names: list[str] = []
-        for report in reports:
-            if isinstance(report, str):  # "changed command"
+        for part in reports:
+            if isinstance(part, str):  # "changed command"
                 names.append(COMMAND)
                 continue
-            for name, what in report.get("changed deps", {}).items():
+            for name, what in part.get("changed deps", {}).items():
                 names += [f"{key} in {name}" for key in what] if isinstance(what, dict) else [name]
-        found[stage] = names
-    return {stage: names for stage, names in found.items() if names}
-
-
-# ---------------------------------------------------------------------------------------------------- the clone
+        if names:
+            found[stage] = names
+    return found
 
 
 @contextmanager
 def clone() -> Iterator[Path]:
-    """Yield a temporary clone with the files of the working tree, and no outputs, cache or runs of the project."""
+    """Yield a temporary clone with the files of the working tree, but no outputs, cache or runs."""
     with tempfile.TemporaryDirectory(prefix="verify-") as temporary:
         folder = Path(temporary).resolve() / "clone"
         _call(Path(), "git", "clone", "--quiet", "--no-checkout", ".", str(folder))
@@ -174,9 +187,9 @@ def clone() -> Iterator[Path]:
             if name and Path(name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(name, folder / name)
-        if SOURCES.is_dir():  # tables that git ignores are there too
+        if SOURCES.is_dir():  # it also holds tables that git ignores
             shutil.copytree(SOURCES, folder / SOURCES, dirs_exist_ok=True)
-        # Whatever the user's own configuration of DVC says about a shared cache.
+        # The user's own configuration of DVC may name a shared cache.
         (folder / ".dvc/config.local").write_text("[cache]\n    dir = cache\n", encoding="utf-8")
         yield folder
 
@@ -186,20 +199,16 @@ def _rebuild(stage: str, lock: Lock, folder: Path, only: str | None) -> Verdict:
     if only:
         _place_inputs(stage, lock, folder)
     elif missing := [dep["path"] for dep in entry.get("deps", []) if not (folder / dep["path"]).exists()]:
-        return Verdict(stage, 0, [("", f"not rebuilt: {missing[0]} was not made")])
-    failure = _run(entry["cmd"], folder)  # as dvc.yaml has it: a stage whose command differs there is stale
+        return _prevented(stage, f"not rebuilt: {missing[0]} is missing")
+    failure = _run(entry["cmd"], folder)  # the same as in dvc.yaml: a stage with another command is stale
     if failure:
-        return Verdict(stage, 0, [("", f"failed: {failure}")])
-    n_files = 0
-    lines: list[tuple[str, str]] = []
-    for out in entry["outs"]:
-        n, found = compare(out, folder)
-        n_files, lines = n_files + n, lines + found
-    return Verdict(stage, n_files, lines)
+        return _prevented(stage, f"failed: {failure}")
+    compared = [compare(out, folder) for out in entry["outs"]]
+    return Verdict(stage, sum(n for n, _ in compared), [line for _, lines in compared for line in lines])
 
 
 def _run(command: str, folder: Path) -> str:
-    """Run a stage as DVC does, in a session of its own that ends with this one; what it said last if it failed."""
+    """Run a stage as DVC does, in a session that ends with this one; returns its last line if it failed, else ""."""
     with (folder.parent / "output").open("w+", encoding="utf-8", errors="replace") as output:
         process = subprocess.Popen(
             command, shell=True, cwd=folder, env=_environment(folder), stdin=subprocess.DEVNULL,
@@ -212,8 +221,8 @@ def _run(command: str, folder: Path) -> str:
             process.wait()
             raise
         output.seek(0)
-        said = [line.strip() for line in output if line.strip()]
-    return "" if status == 0 else (said[-1] if said else f"exit status {status}")
+        lines = [line.strip() for line in output if line.strip()]
+    return "" if status == 0 else (lines[-1] if lines else f"exit status {status}")
 
 
 def _environment(folder: Path) -> dict[str, str]:
@@ -223,58 +232,56 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 def _call(folder: Path, *command: str) -> str:
-    """A program's output; raises `UserError` with its last line if it fails."""
     done = subprocess.run(
         command, cwd=folder, env=_environment(folder), capture_output=True, text=True, check=False,
         stdin=subprocess.DEVNULL,
     )  # fmt: skip
     if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise UserError(f"{' '.join(Path(part).name for part in command[:4])} failed: {said[-1]}")
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise UserError(f"{' '.join(Path(part).name for part in command[:4])} failed: {lines[-1]}")
     return done.stdout
 
 
-# -------------------------------------------------------------------------------------- outputs, by their sums
-
-
 def compare(out: Entry, folder: Path) -> tuple[int, list[tuple[str, str]]]:
-    """How many files an output has in `folder`, and each one that is not what `dvc.lock` says, with the difference."""
-    path = Path(out["path"])
-    if not (folder / path).exists():
-        return 0, [(str(path), "was not made")]
-    now = objects.sums(folder / path)
-    if identity.content(folder / path) == out["md5"]:
-        return len(now), []
-    before = objects.locked_sums(path, out["md5"])
-    if before is None:
-        return len(now), [
-            (str(path), f"its sum is {identity.content(folder / path)}, was {out['md5']}; no original to compare with")
-        ]
+    """Compare an output in `folder` with `dvc.lock`; returns its number of files, and each difference by file."""
+    path, rebuilt = Path(out["path"]), folder / out["path"]
+    if not rebuilt.exists():
+        return 0, [(str(path), "is missing")]
+    new, checksum = objects.checksums(rebuilt), identity.checksum(rebuilt)
+    if checksum == out["md5"]:
+        return len(new), []
+    old = objects.locked_checksums(path, out["md5"])
+    if old is None:
+        return len(new), [(str(path), _without_original(checksum, out["md5"]))]
     lines = []
-    for name in sorted(before.keys() | now.keys()):
-        file = str(path / name)
-        if name not in now or name not in before:
-            lines.append((file, "was not made" if name in before else "is new"))
-        elif now[name] != before[name]:
-            original = objects.locked_file(path / name, before[name])
-            lines.append(
-                (file, f"its sum is {now[name]}, was {before[name]}; no original to compare with")
-                if original is None
-                else (file, difference(name, original.read_bytes(), (folder / path / name).read_bytes()))
-            )
-    return len(now), lines
+    for name in sorted(old.keys() | new.keys()):
+        if name not in old:
+            how = "is new"
+        elif name not in new:
+            how = "is missing"
+        elif new[name] == old[name]:
+            continue
+        elif (original := objects.locked_file(path / name, old[name])) is None:
+            how = _without_original(new[name], old[name])
+        else:
+            how = difference(name, original.read_bytes(), (rebuilt / name).read_bytes())
+        lines.append((str(path / name), how))
+    return len(new), lines
+
+
+def _without_original(new: str, old: str) -> str:
+    return f"checksum {new}, was {old}; no original to compare with"
 
 
 def _place_inputs(stage: str, lock: Lock, folder: Path) -> None:
-    """Copy what other stages made for this one into the clone, as `dvc.lock` has it."""
-    made = {out["path"] for entry in lock.values() for out in entry["outs"]}
+    makers = _makers(lock)
     for dep in lock[stage].get("deps", []):
         path = Path(dep["path"])
-        if dep["path"] not in made or (folder / path).exists():
+        if dep["path"] not in makers or (folder / path).exists():
             continue
         files = objects.locked_files(path, dep["md5"])
         if files is None:
-            raise UserError(f"{path} is not here as dvc.lock has it: run dvc checkout {path}, or dvc pull {path}")
+            raise UserError(f"{path} differs from dvc.lock: run dvc checkout {path}, or dvc pull {path}")
         for name, file in files.items():
             (folder / path / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, folder / path / name)

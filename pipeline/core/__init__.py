@@ -1,1 +1,1 @@
-"""What `params.yaml` may say, how files are written, and how mistakes are reported."""
+"""Parameters, errors, files and plots, without anything else of this package."""

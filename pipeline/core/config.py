@@ -1,8 +1,9 @@
-"""Read, check and write `params.yaml`."""
+"""Load `params.yaml` as a `Config` and write values back; report an error in it with place, rule and value in one line."""
 
 import difflib
 import itertools
 import json
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
@@ -22,33 +23,33 @@ from pipeline.core.secrets import without_secret
 from pipeline.core.settings import NOT_SEARCHED, PRESET, STRONG, Config, fields_at
 
 PATH = Path("params.yaml")
-MAX_BYTES, MAX_VALUES, MAX_OPEN = 2**16, 20_000, 500  # limits on size, values with aliases, open brackets
+# Limits on a file of parameters: size, values with aliases expanded, depth of brackets.
+MAX_BYTES, MAX_VALUES, MAX_DEPTH = 2**16, 20_000, 500
+# Parameters of several types; pydantic adds the type that it tried to their location.
+_UNION = r"(finetune\.freeze|model\.ensemble|train\.batch_size|train\.epochs|data\.transfer\.values\.\d+)\."
 
 
 def load(path: Path = PATH) -> Config:
-    """Read and check `params.yaml`; raises `UserError` with file, line, dotted name, rule and value."""
+    """Read and validate `params.yaml`; raises `UserError` with file, line, dotted name, rule and value."""
     text = _text(path)
-    values = yaml_values(path, text)
     try:
-        return _parse(values)
+        return from_mapping(yaml_values(path, text))
     except _RefusedError as error:
         raise UserError(f"{path}{_line(text, error.location)}: {error}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read sections of plain values; raises `UserError` if the file is not YAML or too large."""
+    """Read sections of plain values; raises `UserError` if the file is not YAML or exceeds a limit."""
     return yaml_values(path, _text(path))
 
 
 def _text(path: Path) -> str:
+    if not path.is_dir() and not path.is_file():  # reading a pipe would block
+        raise UserError(f"{path} is missing: run this in the project folder")
     try:
-        if not path.is_dir() and not path.is_file():
-            raise FileNotFoundError  # or a pipe, which would block
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
         text = content[:MAX_BYTES].decode("utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: run this in the project folder") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -59,15 +60,15 @@ def _text(path: Path) -> str:
 
 
 def yaml_values(path: Path, text: str) -> dict[str, Any]:
-    """As `read_yaml`, from the text of the file `path`."""
-    # Counted first, as the time of the YAML reader is quadratic in the depth.
-    if max(itertools.accumulate((_OPENS.get(mark, 0) for mark in text), initial=0)) > MAX_OPEN:
-        raise UserError(f"{path} is not YAML: more than {MAX_OPEN} nested brackets")
+    """Parse the text of the file `path` as `read_yaml` does."""
+    # Checked before parsing, whose time grows with the square of the depth.
+    opened = {"[": 1, "{": 1, "]": -1, "}": -1}
+    if max(itertools.accumulate((opened.get(mark, 0) for mark in text), initial=0)) > MAX_DEPTH:
+        raise UserError(f"{path} is not YAML: brackets are nested more than {MAX_DEPTH} deep")
     try:
         if "&" in text and _size(_read(text, "safe", YAML.compose), {}) > MAX_VALUES:
-            raise UserError(f"{path} must hold at most {MAX_VALUES:,} values, aliases expanded")
-        # YAML 1.2 like DVC, where 1e-3 is a number.
-        values = _read(text, "safe")
+            raise UserError(f"{path} must hold at most {MAX_VALUES:,} values with its aliases expanded")
+        values = _read(text, "safe")  # YAML 1.2, as DVC reads it: 1e-3 is a number
     except DuplicateKeyError as error:
         key = str(error.problem).split('"')[1] if '"' in str(error.problem) else "a key"
         raise UserError(f"{path}, line {error.problem_mark.line + 1}: duplicate key {key}") from None
@@ -76,8 +77,8 @@ def yaml_values(path: Path, text: str) -> dict[str, Any]:
         raise UserError(f"{path}, line {mark.line + 1 if mark else '?'}: not YAML: {error.problem}") from None
     except UserError:
         raise
-    except (LookupError, AttributeError):  # raised by ruamel.yaml for values such as `!!bool maybe`
-        raise UserError(f"{path} is not YAML: a value does not match its tag") from None
+    except (LookupError, AttributeError):  # raised by ruamel.yaml for values such as `!!bool maybe` or `!!int ''`
+        raise UserError(f"{path} is not YAML: a value does not have the type of its tag") from None
     except (YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not YAML: {error}") from None
     if not isinstance(values, dict):
@@ -85,15 +86,12 @@ def yaml_values(path: Path, text: str) -> dict[str, Any]:
     return values
 
 
-_OPENS = {"[": 1, "{": 1, "]": -1, "}": -1}
-
-
 def _size(node: Node | None, known: dict[int, int]) -> int:
-    """Number of values in a node, aliases expanded."""
+    """Count the values of a node with its aliases expanded."""
     if not isinstance(node, CollectionNode):
         return 1
     if id(node) not in known:
-        known[id(node)] = MAX_VALUES + 1  # for a node that contains itself
+        known[id(node)] = MAX_VALUES + 1  # the size of a node that contains itself
         parts = itertools.chain(*node.value) if isinstance(node, MappingNode) else node.value
         known[id(node)] = 1 + sum(_size(part, known) for part in parts)
     return known[id(node)]
@@ -101,27 +99,47 @@ def _size(node: Node | None, known: dict[int, int]) -> int:
 
 def _read(text: str, kind: Literal["safe", "rt"], how: Callable[[YAML, str], Any] = YAML.load) -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", YAMLWarning)  # such as for a repeated anchor, which YAML allows
+        warnings.simplefilter("ignore", YAMLWarning)  # such as for an anchor defined twice, which YAML allows
         return how(YAML(typ=kind, pure=True), text)
 
 
+class _RefusedError(UserError):
+    """A value that breaks a rule, and its location."""
+
+    def __init__(self, location: tuple[str | int, ...], message: str) -> None:
+        self.location = location
+        super().__init__(message)
+
+
 def from_mapping(values: Mapping[str, Any]) -> Config:
-    """Check plain values as a configuration; raises `UserError` like `load`."""
-    try:
-        return _parse(values)
-    except _RefusedError as error:
-        raise UserError(str(error)) from None
+    """Validate plain values, and the ends of each searched range; raises `UserError` with name, rule and value."""
+    config = _validated(_with_preset(values))
+    plain = config.model_dump(mode="json", by_alias=True)
+    known = [name for name in flatten(plain) if name.startswith(("model.", "train."))]
+    for name, space in config.search.space.items():
+        here = ("search", "space", name)
+        if name.startswith(NOT_SEARCHED):
+            raise _RefusedError(here, f"search.space.{name} has no effect on a trial")
+        if name not in known:
+            raise _RefusedError(here, f"search.space.{name} must be in model or train{_nearest(name, known)}")
+        for value in space.ends:
+            try:
+                whole = isinstance(value, float) and value.is_integer()
+                _validated(_patched(plain, {name: int(value) if whole else value}))
+            except _RefusedError as error:
+                raise _RefusedError(here, f"search.space.{name}: {error}") from None
+    return config
 
 
 def replaced(config: Config, values: Mapping[str, Any]) -> Config:
-    """The configuration with other values of some dotted parameters, checked again."""
+    """Copy a configuration with new values by dotted name, and validate it."""
     return from_mapping(_patched(config.model_dump(mode="json", by_alias=True), values))
 
 
 def adopt(patch: Mapping[str, Any], path: Path = PATH) -> dict[str, tuple[Any, Any]]:
     """Write the leaves of `patch` into `params.yaml`, keep its comments, and return old and new values by dotted name."""
     leaves = flatten(patch)
-    replaced(load(path), leaves)  # raises for invalid values
+    replaced(load(path), leaves)  # raises before anything is written
     yaml = YAML()
     _Representer.add_representer(type(None), lambda to, _: to.represent_scalar("tag:yaml.org,2002:null", "null"))
     yaml.Representer = _Representer
@@ -134,7 +152,7 @@ def adopt(patch: Mapping[str, Any], path: Path = PATH) -> dict[str, tuple[Any, A
 
 
 class _Representer(RoundTripRepresenter):
-    """Writes null as a word: an empty value is easily taken for a forgotten one."""
+    """Write null as a word, since an empty value looks forgotten."""
 
 
 def dump_yaml(values: Any, yaml: YAML | None = None) -> str:
@@ -144,18 +162,15 @@ def dump_yaml(values: Any, yaml: YAML | None = None) -> str:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested sections to dotted names; an empty section is a leaf."""
+    """Turn nested sections into dotted names; an empty section is a leaf."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
+        is_section = isinstance(value, Mapping) and value
+        flat |= flatten(value, f"{prefix}{key}.") if is_section else {f"{prefix}{key}": value}
     return flat
 
 
 def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
     return _patched({}, leaves)
 
 
@@ -167,7 +182,7 @@ def _patched(values: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, 
 
 
 def _put(tree: dict[str, Any], name: str, value: Any) -> Any:
-    """Set a dotted name in nested sections, adding missing sections; returns the old value."""
+    """Set a dotted name, creating missing sections; returns the old value."""
     *sections, key = name.split(".")
     for section in sections:
         if not isinstance(tree.get(section), dict):
@@ -178,74 +193,35 @@ def _put(tree: dict[str, Any], name: str, value: Any) -> Any:
     return old
 
 
-class _RefusedError(Exception):
-    """A rejected value and its location."""
-
-    def __init__(self, location: tuple[str | int, ...], message: str) -> None:
-        self.location = location
-        super().__init__(message)
-
-
-def _parse(values: Mapping[str, Any]) -> Config:
-    config = _validated(_with_preset(values))
-    _check_space(config)
-    return config
-
-
 def _with_preset(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The values, with those of `train.preset` in place of missing ones and of the word preset."""
+    """Fill in the values of `train.preset` where a value is missing or `preset`."""
     train = values.get("train", {})
     strong = not isinstance(train, Mapping) or train.get("preset", "strong") == "strong"
     filled = dict(values)
     for name, value in STRONG.items():
         section, key = name.split(".")
         written = filled.get(section, {})
-        if not isinstance(written, Mapping) or written.get(key, PRESET) != PRESET:
-            continue
-        rest = {name: other for name, other in written.items() if name != key}
-        filled[section] = rest | ({key: value} if strong else {})
+        if isinstance(written, Mapping) and written.get(key, PRESET) == PRESET:
+            rest = {name: other for name, other in written.items() if name != key}
+            filled[section] = rest | ({key: value} if strong else {})
     return filled
 
 
 def _validated(values: Mapping[str, Any]) -> Config:
     try:
-        # Through JSON, as pydantic's strict mode accepts a JSON array as a tuple, but not a Python list.
+        # Via JSON, since pydantic's strict mode accepts a JSON array as a tuple, but not a Python list.
         return Config.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        first, *others = error.errors()
-        # A union reports one error per type.
-        rules = [_rule(other) for other in others if _keys(other["loc"]) == _keys(first["loc"])]
-        raise _RefusedError(first["loc"], _message(first, rules)) from None
+        errors = error.errors()
+        raise _RefusedError(errors[0]["loc"], _message(errors)) from None
     except (TypeError, ValueError, RecursionError) as error:
-        raise _RefusedError((), f"must hold plain values under names: {error}") from None
+        raise _RefusedError((), f"must map names to plain values: {error}") from None
 
 
-def _check_space(config: Config) -> None:
-    """Raise `_RefusedError` unless each searched parameter exists and accepts both ends of its range."""
-    plain = config.model_dump(mode="json", by_alias=True)
-    known = [name for name in flatten(plain) if name.startswith(("model.", "train."))]
-    for name, space in config.search.space.items():
-        here = ("search", "space", name)
-        if name.startswith(NOT_SEARCHED):
-            raise _RefusedError(here, f"search.space.{name} has no effect on a trial")
-        if name not in known:
-            raise _RefusedError(
-                here, f"search.space.{name} is not a parameter of model or train{_nearest(name, known)}"
-            )
-        for value in space.ends:
-            try:
-                _validated(_patched(plain, {name: _whole(value)}))
-            except _RefusedError as error:
-                raise _RefusedError(here, f"search.space.{name}: {error}") from None
-
-
-def _whole(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _message(error: Any, more_rules: Sequence[str] = ()) -> str:
-    """Format a pydantic error as `name rule, got value`."""
-    name = ".".join(_keys(error["loc"]))
+def _message(errors: Sequence[Any]) -> str:
+    """Format the first of pydantic's errors as `name rule, got value`."""
+    error = errors[0]
+    name = _name(error["loc"])
     match error["type"]:
         case "extra_forbidden":
             known = list(fields_at(error["loc"][:-1]))
@@ -259,12 +235,9 @@ def _message(error: Any, more_rules: Sequence[str] = ()) -> str:
             return f"{name}: {text}" if name else text
         case "string_pattern_mismatch" if name == "data.split.by":
             return f"{name} must be random, time:<column> or group:<column>, got {_shown(error)}"
-        case _:
-            return f"{name} {' or '.join([_rule(error), *more_rules])}, got {_shown(error)}"
-
-
-def _rule(error: Any) -> str:
-    return str(error["msg"]).replace("Input should", "must").replace("String should", "must")
+        case _:  # for a parameter of several types, an error for each of them
+            rules = [re.sub("(Input|String) should", "must", one["msg"]) for one in errors if _name(one["loc"]) == name]
+            return f"{name} {' or '.join(rules)}, got {_shown(error)}"
 
 
 def _shown(error: Any) -> str:
@@ -272,21 +245,10 @@ def _shown(error: Any) -> str:
     return value if len(value) <= 80 else value[:79] + "…"
 
 
-# For a union pydantic appends the branch it tried, which is not a key of the file.
-_UNIONS: dict[tuple[str, ...], int] = {
-    ("finetune", "freeze"): 2,
-    ("model", "ensemble"): 2,
-    ("train", "batch_size"): 2,
-    ("train", "epochs"): 2,
-    ("data", "transfer", "values"): 4,
-}
-
-
-def _keys(location: tuple[str | int, ...]) -> list[str]:
-    for union, depth in _UNIONS.items():
-        if location[: len(union)] == union:
-            location = location[:depth]
-    return [str(key) for key in location]
+def _name(location: tuple[str | int, ...]) -> str:
+    name = ".".join(map(str, location))
+    union = re.match(_UNION, name)
+    return union[1] if union else name
 
 
 def _nearest(name: object, known: list[str]) -> str:
@@ -295,10 +257,10 @@ def _nearest(name: object, known: list[str]) -> str:
 
 
 def _line(text: str, location: tuple[str | int, ...]) -> str:
-    """`, line N` of the deepest part of `location` in the file."""
+    """Return `, line N` for the deepest part of `location` that is in the file."""
     try:
         node, line = _read(text, "rt"), None
-    except RecursionError:  # the round-trip reader recurses deeper than the safe one
+    except RecursionError:  # this reader recurses deeper than the one that read the values
         return ""
     for key in location:
         try:

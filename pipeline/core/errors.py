@@ -1,19 +1,18 @@
-"""Errors that the user can fix, and their format."""
+"""Errors that the user can fix, and how they are printed."""
 
-MAX_LINE = 1000  # characters; a column name may be longer
+MAX_LINE = 1000  # characters: a column name in a message may be of any length
 
 
 class UserError(ValueError):
-    """A mistake of the user: place, rule and value in one line. Ends in exit status 1, without a traceback."""
+    """A mistake in the user's input: place, rule and value in one line, which ends in exit status 1, not in a traceback."""
 
     def __init__(self, message: str) -> None:
-        # Names from tables and messages of libraries may hold line breaks.
-        line = printable(" ".join(message.split()))
+        line = printable(" ".join(message.split()))  # values and library messages may contain line breaks
         super().__init__(line if len(line) <= MAX_LINE else line[: MAX_LINE - 1] + "…")
 
 
 def printable(text: str) -> str:
-    """Text with control characters escaped, so that a terminal does not obey them."""
+    """Escape control characters, so that a terminal shows them instead of obeying them."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -1,4 +1,4 @@
-"""Write files atomically, and read files from untrusted sources."""
+"""Write files atomically, compute their checksums, and read them back within limits, since anyone may have edited them."""
 
 import errno
 import hashlib
@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import UserError
 
-if TYPE_CHECKING:  # parameters are read before pandas and torch may be imported: see `portable`
+if TYPE_CHECKING:  # `portable` has to read the parameters before pandas and torch are imported
     import pandas as pd
     from torch import Tensor
 
-# Limits on reading: bytes of JSON, values in it, bytes of a safetensors header.
+# Limits on reading: bytes and values of a JSON file, bytes of the header of a safetensors file.
 MAX_JSON, MAX_VALUES, MAX_HEADER = 2**26, 2_000_000, 2**20
 _FORMULA = "=+-@\t\r'＝＋－＠"
 
@@ -26,23 +26,23 @@ _FORMULA = "=+-@\t\r'＝＋－＠"
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success flush it to disk and rename it over `path`.
 
-    Raises `UserError` for a relative path, which names an output, if a link in it leads out of the project.
+    A relative path names an output: raises `UserError` if it leads out of the project through a link.
     """
     if not path.is_absolute() and not path.parent.resolve().is_relative_to(Path.cwd().resolve()):
-        raise UserError(f"{path} would be written to {path.parent.resolve()}, outside the project: remove the link")
+        raise UserError(f"{path} must be in the project, but is a link to {path.parent.resolve()}: remove the link")
     path.parent.mkdir(parents=True, exist_ok=True)
-    # matplotlib and pandas choose the format by the suffix.
+    # The name keeps its suffix, by which matplotlib and pandas choose the format.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
         temporary = Path(folder) / path.name
         try:
             yield temporary
         except OSError as error:
-            # Libraries name the temporary file, or none.
-            if error.errno != errno.ENOENT:  # which means a missing input
+            # Libraries name the temporary file or no file; ENOENT is about another file, which was to be read.
+            if error.errno != errno.ENOENT:
                 error.filename = str(path)
             raise
-        # Some writers choose a private mode; a shared project needs the usual one.
-        umask = os.umask(0o077)  # the only way to read it also sets it, for all threads
+        # Some writers create private files; outputs get the mode of the umask, for groups that share a project.
+        umask = os.umask(0o077)  # reading the umask sets it, for all threads: meanwhile no other user has access
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         _flush(temporary)
@@ -59,8 +59,7 @@ def _flush(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+    write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -73,19 +72,19 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def dump_json(value: Any) -> str:
-    """The project's only JSON format: equal values give equal bytes."""
+    """Format a value as JSON; the same value gives the same bytes."""
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_csv(path: Path, table: "pd.DataFrame") -> None:
-    """Write CSV. Text that a spreadsheet would run as a formula, or that begins with an apostrophe, gets an apostrophe."""
+    """Write CSV, with an apostrophe before text that a spreadsheet would run as a formula or that starts with one."""
     import pandas as pd
 
-    plain = table.rename(columns=_inert)
+    plain = table.rename(columns=_without_formula)
     texts = [place for place, dtype in enumerate(table.dtypes) if not pd.api.types.is_numeric_dtype(dtype)]
     for place in texts:
-        plain.isetitem(place, plain.iloc[:, place].map(_inert).array)
-    # pandas quotes cells with a line feed by itself, those with a carriage return only on request.
+        plain.isetitem(place, plain.iloc[:, place].map(_without_formula).array)
+    # pandas quotes cells with a line feed, but not those with a carriage return, which other readers take for a row's end.
     returns = any("\r" in str(name) for name in plain.columns) or any(
         isinstance(value, str) and "\r" in value for place in texts for value in pd.unique(plain.iloc[:, place])
     )
@@ -93,7 +92,7 @@ def write_csv(path: Path, table: "pd.DataFrame") -> None:
         plain.to_csv(temporary, index=False, lineterminator="\n", quoting=2 if returns else 0)  # csv.QUOTE_NONNUMERIC
 
 
-def _inert(value: Any) -> Any:
+def _without_formula(value: Any) -> Any:
     if not isinstance(value, str) or not value.lstrip(" ").startswith(tuple(_FORMULA)):
         return value
     try:
@@ -103,39 +102,36 @@ def _inert(value: Any) -> Any:
     return value  # a negative number is not a formula
 
 
-def _not_json(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
+def _refuse_constant(constant: str) -> None:
+    raise ValueError(f"{constant} is not a JSON value")
 
 
 def json_bytes(path: Path) -> bytes:
-    """The bytes of a JSON file; raises `UserError` above the limits."""
+    """Read a JSON file; raises `UserError` if it is larger than any file of the pipeline."""
     with path.open("rb") as file:
-        content = file.read(MAX_JSON + 1)
-    return _few(path, content)
+        return _limited(path, file.read(MAX_JSON + 1))
 
 
-def _few(path: Path, content: bytes) -> bytes:
+def _limited(path: Path, content: bytes) -> bytes:
     if len(content) > MAX_JSON or sum(map(content.count, (b",", b"[", b"{"))) > MAX_VALUES:
-        raise UserError(
-            f"{path} holds more than {MAX_JSON >> 20} MiB or {MAX_VALUES:,} values: too large to be a pipeline file"
-        )
+        raise UserError(f"{path} is too large for a pipeline file: over {MAX_JSON >> 20} MiB or {MAX_VALUES:,} values")
     return content
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON value; raises `UserError` if the file is not JSON or too large."""
+    """Read and parse a JSON file; raises `UserError` for NaN, infinity, and anything else that `write_json` refuses."""
     return parse_json(path, json_bytes(path))
 
 
 def parse_json(path: Path, content: bytes) -> Any:
     try:
-        return json.loads(_few(path, content).decode("utf-8"), parse_constant=_not_json)
+        return json.loads(_limited(path, content).decode("utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from None
 
 
 def read_tensors(path: Path) -> "dict[str, Tensor]":
-    """Read the tensors of a safetensors file, a format that cannot hold code."""
+    """Read a safetensors file, which holds tensors and cannot hold code."""
     from safetensors.torch import load_file
 
     with path.open("rb") as file:
@@ -144,7 +140,7 @@ def read_tensors(path: Path) -> "dict[str, Tensor]":
 
 
 def parse_tensors(path: Path, content: bytes) -> "dict[str, Tensor]":
-    """As `read_tensors`, from the bytes of `path`, so that the bytes that were hashed are loaded."""
+    """Parse the content of a safetensors file, so that the bytes whose checksum was computed are the ones loaded."""
     from safetensors.torch import load
 
     tensors_header(path, content[: 8 + MAX_HEADER])
@@ -161,11 +157,10 @@ def _tensors(path: Path, load: "Callable[[], dict[str, Tensor]]") -> "dict[str, 
 
 
 def tensors_header(path: Path, start: bytes) -> dict[str, Any]:
-    """The header of a safetensors file from its first bytes, with metadata under "__metadata__"."""
+    """Parse the header at the start of a safetensors file; the writer's own entries are under "__metadata__"."""
     length = int.from_bytes(start[:8], "little")
-    if not 2 <= length <= min(MAX_HEADER, len(start) - 8):
-        raise UserError(f"{path} is not a safetensors file")
-    header = parse_json(path, start[8 : 8 + length])
+    fits = 2 <= length <= min(MAX_HEADER, len(start) - 8)
+    header = parse_json(path, start[8 : 8 + length]) if fits else None
     if not isinstance(header, dict):
         raise UserError(f"{path} is not a safetensors file")
     return header

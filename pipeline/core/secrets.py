@@ -1,50 +1,37 @@
-"""Secrets in addresses: found, hidden, and filled in from the environment."""
+"""Detect secrets in addresses, hide them, and fill in variables from the environment."""
 
 import re
 from collections.abc import Mapping
 
-# Who logs in where, before the host. A password may hold what ends a host elsewhere; a port is none, nor is an IPv6 address.
+# User and password in front of the host. A password may contain characters that would end a host; a port or an IPv6
+# address is not a password.
 _PASSWORD = r"[^\s'\"?#/@:\[]*:(?!\d*(?:[/?#]|$))"
 _USER = rf"(?:[^\s'\"?#/]*@|{_PASSWORD}[^\s'\"?#]*@|{_PASSWORD}[^\s'\"]*@)"
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
-# Keys of a query whose values are no secret. Any other value has to be a variable.
+# Query keys with public values; the value of any other key must be a variable.
 PUBLIC_KEYS = {
-    "raw",
-    "format",
-    "gid",
-    "dl",
-    "download",
-    "export",
-    "output",
-    "version",
-    "versionid",
-    "ref",
-    "sheet",
-    "limit",
-    "offset",
-    "page",
-    "sslmode",
-    "uri",
-}
+    "raw", "format", "gid", "dl", "download", "export", "output", "version", "versionid", "ref", "sheet",
+    "limit", "offset", "page", "sslmode", "uri",
+}  # fmt: skip
 
 
 def without_secret(text: str) -> str:
-    """Text as it may be shown: every URL in it without user, password, query and fragment."""
+    """Remove user, password, query and fragment from every URL in a text."""
     return re.sub(rf"://{_USER}?([^\s'\"?#]*)(?:[?#][^\s'\"]*)?", r"://\1", text)
 
 
 def with_variables(url: str, environment: Mapping[str, str]) -> str:
-    """A URL with `${NAME}` replaced by that variable; raises `KeyError` for one that is not set."""
+    """Replace each `${NAME}` in a URL by that variable; raises `KeyError` for one that is not set."""
     return _VARIABLE.sub(lambda found: environment[found[1]], url)
 
 
 def secret_in(address: str) -> str | None:
-    """The part of an address that may be a secret and is not written as `${NAME}`; None if there is none.
+    """Name the part of an address that may be a secret and is not written as `${NAME}`; None if there is none.
 
-    That is a password, a user in front of an http host, or a value in the query whose key is not in `PUBLIC_KEYS`.
+    Such a part is a password, the user of an http address, or the value of a query key that is not in `PUBLIC_KEYS`.
     """
-    text = re.sub(r"[\s'\"]", "_", address)  # which end a URL in a text, but not in a value
+    text = re.sub(r"[\s'\"]", "_", address)  # these characters end a URL in a text, but not in a value
     for url in re.split(r"::(?=[\w+.-]+://)", text):  # fsspec chains, such as simplecache::https://…
         scheme, found, rest = url.partition("://")
         if not found:

@@ -1,1 +1,1 @@
-"""What a model is worth."""
+"""Metrics, reports and figures of a model."""

@@ -1,32 +1,16 @@
-"""The plots of reports and searches, as PNG."""
+"""Plot the tables of a report."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from pipeline.core.plotting import plain_label, save
+from pipeline.core.plotting import plain_label
 
-MAX_CURVES = 8  # classes drawn by name; more would not be told apart
-MAX_CELLS = 20  # classes whose counts are written into the confusion matrix
-
-
-def save_report(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
-    """A PNG for each table of an evaluation that has a plot."""
-    plots: dict[str, Callable[..., None]] = {
-        "confusion": confusion,
-        "roc": partial(curves, title="ROC", xlabel="false positive rate", ylabel="true positive rate"),
-        "pr": partial(curves, title="Precision and recall", xlabel="recall", ylabel="precision"),
-        "calibration": calibration,
-        "residuals": residuals,
-    }
-    for name, table in tables.items():
-        draw = plots.get(name.removeprefix("transfer_"))
-        if draw is not None:
-            save(folder / f"{name}.png", partial(draw, table=table))
+MAX_CURVES = 8  # classes with a curve of their own
+MAX_CELLS = 20  # classes up to which the confusion matrix shows counts
 
 
 def confusion(axes: Axes, table: pd.DataFrame) -> None:
@@ -39,10 +23,8 @@ def confusion(axes: Axes, table: pd.DataFrame) -> None:
         axes.set_xticks(range(len(labels)), labels, rotation=45 if len(labels) > 5 else 0)
         axes.set_yticks(range(len(labels)), labels)
         for (row, column), count in np.ndenumerate(counts):
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(
-                column, row, f"{count:,}", ha="center", va="center", color=colour, fontsize=9 if len(labels) < 8 else 6
-            )
+            colour, size = "white" if shares[row, column] > 0.5 else "black", 9 if len(labels) < 8 else 6
+            axes.text(column, row, f"{count:,}", ha="center", va="center", color=colour, fontsize=size)
 
 
 def curves(axes: Axes, table: pd.DataFrame, title: str, xlabel: str, ylabel: str) -> None:
@@ -65,3 +47,12 @@ def residuals(axes: Axes, table: pd.DataFrame) -> None:
     axes.scatter(table["predicted"], table["residual"], s=6, alpha=0.5)
     axes.axhline(0, color="black", lw=1)
     axes.set(xlabel="predicted", ylabel="actual - predicted", title="Residuals")
+
+
+PLOTS: dict[str, Callable[..., None]] = {
+    "confusion": confusion,
+    "roc": partial(curves, title="ROC", xlabel="false positive rate", ylabel="true positive rate"),
+    "pr": partial(curves, title="Precision and recall", xlabel="recall", ylabel="precision"),
+    "calibration": calibration,
+    "residuals": residuals,
+}

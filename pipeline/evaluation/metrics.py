@@ -1,32 +1,23 @@
-"""Metrics of predictions, by task, computed with torchmetrics."""
+"""Compute metrics of predictions by task, with torchmetrics."""
 
 import torch
 from torch import Tensor
 from torchmetrics.functional import classification, regression
 
 from pipeline.core.settings import Task
-from pipeline.networks.losses import predictions
-from pipeline.tables.schema import Target
 
 CALIBRATION_BINS = 15
 
 
-def score_outputs(outputs: Tensor, y: Tensor, target: Target) -> dict[str, float]:
-    """`score` of raw outputs [n, n_outputs]."""
-    return score(predictions(outputs, target.task), y, target.task, target.std)
-
-
 def score(predicted: Tensor, y: Tensor, task: Task, scale: float = 1.0) -> dict[str, float]:
-    """Accuracy, macro F1 and AUROC of probabilities [n, classes]; or RMSE, MAE and R² of values [n].
+    """Compute accuracy, macro F1 and AUROC of probabilities [n, classes]; or RMSE, MAE and R² of values [n].
 
-    `scale` is the target's standard deviation and brings errors back to its own units. AUROC is the mean over the
-    classes that some but not all rows have, and is left out where there is none; R² likewise where all targets are equal.
+    `scale` is the target's standard deviation, which converts errors to the target's units. AUROC is the mean over the
+    classes that some but not all rows have, and is left out without such a class; R² is left out if all targets are equal.
     """
     if task == "regression":
-        scores = {
-            "rmse": scale * float(regression.mean_squared_error(predicted, y, squared=False)),
-            "mae": scale * float(regression.mean_absolute_error(predicted, y)),
-        }
+        rmse = float(regression.mean_squared_error(predicted, y, squared=False))
+        scores = {"rmse": scale * rmse, "mae": scale * float(regression.mean_absolute_error(predicted, y))}
         return scores | ({"r2": float(regression.r2_score(predicted, y))} if len(y) > 1 and y.min() < y.max() else {})
     return {"accuracy": accuracy(predicted.argmax(1), y), "f1": _macro_f1(predicted, y)} | _auroc(predicted, y)
 
@@ -37,7 +28,7 @@ def accuracy(predicted_codes: Tensor, y: Tensor) -> float:
 
 
 def _macro_f1(probabilities: Tensor, y: Tensor) -> float:
-    """Mean over the classes that occur in `y` or in the predictions, as in scikit-learn."""
+    """Average over the classes in `y` or among the predictions, as scikit-learn does."""
     n_classes = probabilities.shape[1]
     codes = probabilities.argmax(1)
     each = classification.multiclass_f1_score(codes, y, num_classes=n_classes, average="none")
@@ -55,7 +46,7 @@ def _auroc(probabilities: Tensor, y: Tensor) -> dict[str, float]:
 
 
 def calibration_error(probabilities: Tensor, y: Tensor) -> float:
-    """Expected calibration error: mean distance of confidence and accuracy over bins (Guo et al. 2017, eq. 3)."""
+    """Compute the expected calibration error, the mean gap between confidence and accuracy (Guo et al. 2017, eq. 3)."""
     confidence, codes = probabilities.max(1)
     sure = confidence.clamp(max=1 - 2**-24)  # torchmetrics puts confidence 1 into an extra bin
     return float(classification.binary_calibration_error(sure, (codes == y).long(), n_bins=CALIBRATION_BINS))

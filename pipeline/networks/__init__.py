@@ -1,1 +1,1 @@
-"""What a network is, in memory and on disk."""
+"""Networks in memory and on disk."""

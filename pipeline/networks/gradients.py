@@ -1,12 +1,13 @@
-"""The layers of a stack: what each gives for K networks at once, and its derivative.
+"""Forward and backward passes of each layer for K networks at once.
 
-Derivatives are written out: recording each operation for `torch.autograd` takes as long as the operations themselves
-where networks are small. Weights are [K, ...], by their names in the layer that they come from; hidden values and their
-gradients are [K, B, width], or [1, B, width] before the first weights.
+The derivatives are written out: for small networks, recording operations for `torch.autograd` takes as long as the
+operations themselves. Weights are [K, ...], named as in the original layer; hidden values and their gradients are
+[K, B, width], or [1, B, width] before the first weights.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,55 +17,73 @@ from torch.nn import functional as F
 from pipeline.networks.modules import CategoryEmbedding, Periodic, PiecewiseLinear, TableLinear
 
 Weights = dict[str, Tensor]
-aten = torch.ops.aten  # torch's own derivatives of activations
+aten = torch.ops.aten  # torch's derivatives of activations
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805  # Klambauer et al. 2017, section 2
+# Forward pass of (layer, inputs), in place, and gradient of the inputs from (layer, gradient, outputs).
+ACTIVATIONS: dict[type[nn.Module], tuple[Callable[[Any, Tensor], Tensor], Callable[[Any, Tensor, Tensor], Tensor]]] = {
+    nn.ReLU: (lambda _, x: x.clamp_min_(0), lambda _, grad, out: aten.threshold_backward(grad, out, 0)),
+    nn.LeakyReLU: (
+        lambda layer, x: F.leaky_relu_(x, layer.negative_slope),
+        lambda layer, grad, out: aten.leaky_relu_backward(grad, out, layer.negative_slope, True),
+    ),
+    nn.Sigmoid: (lambda _, x: x.sigmoid_(), lambda _, grad, out: aten.sigmoid_backward(grad, out)),
+    nn.Tanh: (lambda _, x: x.tanh_(), lambda _, grad, out: aten.tanh_backward(grad, out)),
+    nn.SELU: (
+        lambda _, x: torch.selu_(x),
+        lambda _, grad, out: aten.elu_backward(grad, SELU_ALPHA, SELU_SCALE, 1, True, out),
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Mixup:
-    """Each row mixed with its partner, by mixup (Zhang et al. 2018, eq. 1).
+    """Mix each row with a partner row (Zhang et al. 2018, eq. 1).
 
-    The first layer is linear: mixing what comes out of it mixes the rows that go in. `partner` [K or 1, B] is a
-    permutation; `share` [K or 1] is how much of a row is itself.
+    Applied to the outputs of the first layer, which is linear, so mixing its outputs equals mixing its inputs.
+    `partner` [K or 1, B] is a permutation; `share` [K or 1] is the weight of the row itself.
     """
 
     partner: Tensor
     share: Tensor
 
-    def apply(self, hidden: Tensor) -> Tensor:
-        return torch.lerp(_rows(hidden, self.partner), hidden, self.share.view(-1, 1, 1))
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self._mix(hidden, self.partner)
 
-    def through(self, gradient: Tensor) -> Tensor:
-        return torch.lerp(_rows(gradient, self.partner.argsort(1)), gradient, self.share.view(-1, 1, 1))
+    def backward(self, gradient: Tensor) -> Tensor:
+        return self._mix(gradient, self.partner.argsort(1))
+
+    def _mix(self, hidden: Tensor, partner: Tensor) -> Tensor:
+        partners = hidden.gather(1, partner.expand(len(hidden), -1).unsqueeze(2).expand_as(hidden))
+        return torch.lerp(partners, hidden, self.share.view(-1, 1, 1))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a layer may need besides what comes from the layer before: category codes [K or 1, B, d_cat], dropout's random
-    bits [K or 1, n] (None where nothing is dropped), and how rows are mixed (None where they are not)."""
+    """Inputs of a layer besides hidden values: category codes [K or 1, B, d_cat], the random bits [K or 1, n] of
+    dropout (None without dropout), and mixup."""
 
     x_cat: Tensor
-    words: Tensor | None = None
+    bits: Tensor | None = None
     mixup: Mixup | None = None
 
 
 class Layer:
-    """A layer keeps from `forward` what its derivative needs, until the next `forward`."""
+    """One layer of K networks; `forward` stores the values that `gradients` and `backward` need."""
 
     def forward(self, hidden: Tensor, batch: Batch) -> Tensor:
         raise NotImplementedError
 
     def gradients(self, gradient: Tensor) -> Weights:
-        """Those of its weights, for the gradient of what it gave."""
+        """Gradients of the weights, given the gradient of the outputs."""
         return {}
 
-    def through(self, gradient: Tensor) -> Tensor:
-        """The gradient of what it was given."""
+    def backward(self, gradient: Tensor) -> Tensor:
+        """Gradient of the inputs, given the gradient of the outputs."""
         raise NotImplementedError
 
 
 class Bins(Layer):
-    """`PiecewiseLinear`, which has nothing to learn."""
+    """`PiecewiseLinear`, without weights to train."""
 
     def __init__(self, layer: PiecewiseLinear) -> None:
         self._layer = layer
@@ -74,7 +93,7 @@ class Bins(Layer):
 
 
 class Waves(Layer):
-    """`Periodic`: the one layer left to `torch.autograd`."""
+    """`Periodic`, differentiated by `torch.autograd`."""
 
     def __init__(self, weights: Weights) -> None:
         self._weights = weights
@@ -92,7 +111,7 @@ class Waves(Layer):
 
 
 class Embedding(Layer):
-    """`CategoryEmbedding`: the numbers, and a row of the table for each category."""
+    """`CategoryEmbedding`: the numbers, then a table row for each category."""
 
     def __init__(self, layer: CategoryEmbedding, weights: Weights) -> None:
         self._table, self._starts = weights["table"], table_starts(layer, len(weights["table"]))
@@ -107,19 +126,19 @@ class Embedding(Layer):
         found = gradient[..., self._d_num :].reshape(len(self._codes), -1)
         return {"table": look_up_gradient(self._codes, found, self._table)}
 
-    def through(self, gradient: Tensor) -> Tensor:
+    def backward(self, gradient: Tensor) -> Tensor:
         return gradient[..., : self._d_num]
 
 
 class Linear(Layer):
-    """`nn.Linear`, or `TableLinear` with its look-up; the first of a network also mixes rows."""
+    """`nn.Linear`, or `TableLinear` with its look-up and mixup."""
 
     def __init__(self, layer: nn.Module, weights: Weights) -> None:
         self._weight, self._bias = weights["weight"], weights["bias"]
-        self._first = isinstance(layer, TableLinear)
-        self._table = weights["table"] if isinstance(layer, TableLinear) and len(layer.offsets) else None
-        if isinstance(layer, TableLinear):
-            self._starts = table_starts(layer, len(self._weight))
+        self._is_first = isinstance(layer, TableLinear)
+        self._table = None
+        if isinstance(layer, TableLinear) and len(layer.offsets):
+            self._table, self._starts = weights["table"], table_starts(layer, len(self._weight))
 
     def forward(self, hidden: Tensor, batch: Batch) -> Tensor:
         self._hidden = hidden.expand(len(self._weight), -1, -1)
@@ -127,112 +146,80 @@ class Linear(Layer):
         if self._table is not None:
             self._codes = (batch.x_cat + self._starts).flatten(0, 1)
             outputs += F.embedding_bag(self._codes, self._table.flatten(0, 1), mode="sum").view_as(outputs)
-        self._mixup = batch.mixup if self._first else None
-        return outputs if self._mixup is None else self._mixup.apply(outputs)
+        self._mixup = batch.mixup if self._is_first else None
+        return outputs if self._mixup is None else self._mixup.forward(outputs)
 
     def gradients(self, gradient: Tensor) -> Weights:
         if self._mixup is not None:
-            gradient = self._mixup.through(gradient)
+            gradient = self._mixup.backward(gradient)
         found = {"weight": self._hidden.mT.bmm(gradient), "bias": gradient.sum(1)}
         if self._table is not None:
             found["table"] = look_up_gradient(self._codes, gradient.flatten(0, 1), self._table)
         return found
 
-    def through(self, gradient: Tensor) -> Tensor:
+    def backward(self, gradient: Tensor) -> Tensor:
         if self._mixup is not None:
-            gradient = self._mixup.through(gradient)
+            gradient = self._mixup.backward(gradient)
         return gradient.bmm(self._weight.mT)
 
 
 class Activation(Layer):
-    """In place, since no layer needs what came before it: each derivative here is one of what came out."""
+    """Computed in place, since the derivative of each activation follows from its output."""
 
     def __init__(self, layer: nn.Module) -> None:
         self._layer = layer
+        self._activate, self._derive = ACTIVATIONS[type(layer)]
 
     def forward(self, hidden: Tensor, batch: Batch) -> Tensor:
-        match self._layer:
-            case nn.ReLU():
-                self._outputs = hidden.clamp_min_(0)
-            case nn.LeakyReLU(negative_slope=slope):
-                self._outputs = F.leaky_relu_(hidden, slope)
-            case nn.Sigmoid():
-                self._outputs = hidden.sigmoid_()
-            case nn.Tanh():
-                self._outputs = hidden.tanh_()
-            case nn.SELU():
-                self._outputs = torch.selu_(hidden)
+        self._outputs = self._activate(self._layer, hidden)
         return self._outputs
 
-    def through(self, gradient: Tensor) -> Tensor:
-        outputs = self._outputs
-        found: Tensor
-        match self._layer:
-            case nn.ReLU():
-                found = aten.threshold_backward(gradient, outputs, 0)
-            case nn.LeakyReLU(negative_slope=slope):
-                found = aten.leaky_relu_backward(gradient, outputs, slope, True)
-            case nn.Sigmoid():
-                found = aten.sigmoid_backward(gradient, outputs)
-            case nn.Tanh():
-                found = aten.tanh_backward(gradient, outputs)
-            case nn.SELU():
-                found = aten.elu_backward(gradient, SELU_ALPHA, SELU_SCALE, 1, True, outputs)
-        return found
+    def backward(self, gradient: Tensor) -> Tensor:
+        return self._derive(self._layer, gradient, self._outputs)
 
 
 class Dropout(Layer):
-    """Inverted dropout: a number is kept where its 16 random bits reach the member's threshold, which meets p to 1/65,536.
+    """Inverted dropout: a value is kept where its 16 random bits reach a threshold, which fits p to 1/65,536.
 
-    Of the words of a batch its own begin after those of the `before` numbers a row that are dropped before it.
+    Of the random bits of each row, the first `before` values belong to earlier dropout layers.
     """
 
-    def __init__(self, chances: Sequence[float], before: int, width: int, like: Tensor) -> None:
-        cut = (torch.tensor(chances, dtype=torch.float64) * 2**16).round().clamp(max=2**16 - 1).view(-1, 1, 1)
+    def __init__(self, rates: Sequence[float], before: int, width: int, like: Tensor) -> None:
+        cut = (torch.tensor(rates, dtype=torch.float64) * 2**16).round().clamp(max=2**16 - 1).view(-1, 1, 1)
         self._cut = (cut - 2**15).to(like.device, torch.int16)
         self._scale = (2**16 / (2**16 - cut)).to(like)
         self._before, self._width = before, width
 
     def forward(self, hidden: Tensor, batch: Batch) -> Tensor:
-        self._mask = self.mask(batch.words, hidden.shape[1]) if batch.words is not None else None
+        self._mask = self.mask(batch.bits, hidden.shape[1]) if batch.bits is not None else None
         return hidden if self._mask is None else hidden * self._mask
 
-    def through(self, gradient: Tensor) -> Tensor:
+    def backward(self, gradient: Tensor) -> Tensor:
         return gradient if self._mask is None else gradient.mul_(self._mask)
 
-    def mask(self, words: Tensor, n_rows: int) -> Tensor:
-        """[K, n_rows, width]: 0 where a number is dropped, else 1 / (1 - p)."""
-        own = words[:, n_rows * self._before : n_rows * (self._before + self._width)].view(-1, n_rows, self._width)
-        # Compared into numbers: torch compares into booleans, and converts them, at a tenth of the speed.
-        kept = torch.ge(own, self._cut, out=torch.empty(0, dtype=self._scale.dtype, device=words.device))
+    def mask(self, bits: Tensor, n_rows: int) -> Tensor:
+        """Return [K, n_rows, width]: 0 where a value is dropped, else 1 / (1 - p)."""
+        own = bits[:, n_rows * self._before : n_rows * (self._before + self._width)].view(-1, n_rows, self._width)
+        # With out=: comparing into booleans and converting them is ten times slower.
+        kept = torch.ge(own, self._cut, out=torch.empty(0, dtype=self._scale.dtype, device=bits.device))
         return kept.mul_(self._scale)
 
 
 def table_starts(layer: TableLinear | CategoryEmbedding, size: int) -> Tensor:
-    """[K, 1, d_cat] where each column's categories begin in the members' tables, laid one below the other."""
+    """Return [K, 1, d_cat]: the first row of each column in the concatenated tables of K members."""
     return layer.offsets + len(layer.table) * torch.arange(size, device=layer.table.device).view(-1, 1, 1)
 
 
 def look_up_gradient(codes: Tensor, gradient: Tensor, table: Tensor) -> Tensor:
-    """The gradient of `table` [K, V, H] for that [n, H] of the sums of its rows by codes [n, C].
+    """Compute the gradient of `table` [K, V, H] from `gradient` [n, H] of the sums of its rows at `codes` [n, C].
 
-    The gradient of a row is the sum of what came back for the places where it was looked up, so it is a look-up too:
-    two to three times faster than the backward pass of `embedding_bag`, and of one order of summation.
+    The gradient of a table row is the sum over its look-ups, so it is computed as a look-up too: two to three times
+    faster than the backward pass of `embedding_bag`, and in a fixed order of summation.
     """
     flat, n_rows = codes.flatten(), table.shape[0] * table.shape[1]
-    places = _order(flat, n_rows)
+    if flat.is_cuda or n_rows > 2**16:
+        places = torch.argsort(flat, stable=True)
+    else:  # NumPy sorts 16 bits by radix, at least three times faster
+        places = torch.from_numpy(np.argsort(flat.numpy().astype(np.uint16), kind="stable"))
     begins = torch.searchsorted(flat[places], torch.arange(n_rows, device=flat.device, dtype=flat.dtype))
     return F.embedding_bag(places // codes.shape[1], gradient.contiguous(), begins, mode="sum").view_as(table)
-
-
-def _order(codes: Tensor, n_rows: int) -> Tensor:
-    """Places of `codes` by code, and where codes are equal in their order."""
-    if codes.is_cuda or n_rows > 2**16:
-        return torch.argsort(codes, stable=True)
-    # NumPy sorts 16 bits by radix, in a third of the time or less.
-    return torch.from_numpy(np.argsort(codes.numpy().astype(np.uint16), kind="stable"))
-
-
-def _rows(hidden: Tensor, rows: Tensor) -> Tensor:
-    """hidden [K, B, H] with its rows in the order [K or 1, B]."""
-    return hidden.gather(1, rows.expand(len(hidden), -1).unsqueeze(2).expand_as(hidden))

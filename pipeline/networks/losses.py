@@ -1,4 +1,4 @@
-"""Losses, their gradients, and what outputs predict, for the networks of a stack."""
+"""Losses, their gradients, headline metrics and predictions, for the outputs of one network or of a stack."""
 
 import math
 
@@ -13,18 +13,18 @@ from pipeline.tables.schema import Target
 def loss(
     outputs: Tensor, y: Tensor, task: Task, smoothing: float | Tensor = 0.0, weights: Tensor | None = None
 ) -> Tensor:
-    """Mean loss over B of raw network outputs [..., B, n_outputs]: binary or softmax cross-entropy, or squared error.
+    """Compute the mean loss over B of raw outputs [..., B, n_outputs]: cross-entropy, or squared error.
 
-    `y` is [B] or [..., B]. `smoothing`, a number or [..., 1], mixes that share of the uniform distribution into the target
-    (Szegedy et al. 2016, section 7); `weights` [classes] make it the weighted mean of its rows. The squared error is of the
-    standardised target: always predicting the mean gives about 1.
+    `y` is [B] or [..., B]. `smoothing`, a number or [..., 1], is the share of the uniform distribution mixed into the
+    target (Szegedy et al. 2016, section 7); `weights` [classes] weight the rows of the mean. The squared error is of the
+    standardised target, so that predicting the mean gives about 1.
     """
     y = y.expand(outputs.shape[:-1])
     if task == "regression":
         return (outputs.squeeze(-1) - y).square().mean(-1)
     smooth = isinstance(smoothing, Tensor) or smoothing > 0
     if task == "multiclass":
-        logs = outputs.mT.contiguous().log_softmax(-2)  # over rows side by side: a few classes take torch longer
+        logs = outputs.mT.contiguous().log_softmax(-2)  # transposed: faster than over a few classes
         each = -logs.gather(-2, y.unsqueeze(-2)).squeeze(-2)
         if smooth:
             each = (1 - smoothing) * each - smoothing * logs.mean(-2)
@@ -39,9 +39,9 @@ def loss(
 def loss_gradient(
     outputs: Tensor, y: Tensor, task: Task, smoothing: float | Tensor = 0.0, weights: Tensor | None = None
 ) -> Tensor:
-    """The derivative of `loss` by `outputs`, in their shape: what is predicted less what is true, by row."""
+    """Compute the gradient of `loss` with respect to `outputs`, in their shape."""
     y = y.expand(outputs.shape[:-1])
-    share = torch.full_like(outputs[..., :1, 0], 1 / y.shape[-1])  # of a row in the mean, [..., 1 or B]
+    share = torch.full_like(outputs[..., :1, 0], 1 / y.shape[-1])  # weight of a row in the mean, [..., 1 or B]
     if weights is not None:
         share = weights[y] / weights[y].sum(-1, keepdim=True)
     if task == "regression":
@@ -50,15 +50,15 @@ def loss_gradient(
     if task == "binary":
         goal = torch.lerp(y.to(outputs.dtype), torch.full_like(outputs[..., 0], 0.5), uniform)
         return (share * (outputs.squeeze(-1).sigmoid() - goal)).unsqueeze(-1)
-    off = outputs.mT.contiguous().softmax(-2)
+    error = outputs.mT.contiguous().softmax(-2)
     if isinstance(smoothing, Tensor) or smoothing > 0:
-        off -= uniform.unsqueeze(-1) / off.shape[-2]
+        error -= uniform.unsqueeze(-1) / error.shape[-2]
     true = (uniform - 1).expand_as(y).unsqueeze(-2)
-    return off.scatter_add_(-2, y.unsqueeze(-2), true).mul_(share.unsqueeze(-2)).mT
+    return error.scatter_add_(-2, y.unsqueeze(-2), true).mul_(share.unsqueeze(-2)).mT
 
 
 def row_scores(outputs: Tensor, y: Tensor, task: Task) -> Tensor:
-    """What the headline metric is a mean of, by row of outputs [..., B, n_outputs]: 1 where right, or the squared error."""
+    """Score each row of outputs [..., B, n_outputs]: 1 if the class is right and 0 if not, or the squared error."""
     match task:
         case "regression":
             return (outputs.squeeze(-1) - y).square()
@@ -69,7 +69,7 @@ def row_scores(outputs: Tensor, y: Tensor, task: Task) -> Tensor:
 
 
 def predictions(outputs: Tensor, task: Task) -> Tensor:
-    """Raw outputs [n, n_outputs] to probabilities [n, classes], or values [n] for regression."""
+    """Turn raw outputs [n, n_outputs] into probabilities [n, classes], or values [n] for regression."""
     if task == "regression":
         return outputs.squeeze(1)
     if task == "multiclass":
@@ -79,7 +79,7 @@ def predictions(outputs: Tensor, task: Task) -> Tensor:
 
 
 def joint(outputs: Tensor, task: Task) -> Tensor:
-    """Outputs [K, n, n_outputs] of K networks as the outputs [n, n_outputs] that give their mean prediction."""
+    """Combine outputs [K, n, n_outputs] into the outputs [n, n_outputs] that give the mean prediction."""
     if len(outputs) == 1:
         return outputs[0]
     match task:
@@ -92,13 +92,10 @@ def joint(outputs: Tensor, task: Task) -> Tensor:
 
 
 def headline(outputs: Tensor, y: Tensor, target: Target) -> Tensor:
-    """The metric that a person looks at first: accuracy, or RMSE in the target's own units.
-
-    Shape: outputs [..., B, n_outputs] and y [B] to [...], float64.
-    """
-    return from_row_scores(row_scores(outputs, y, target.task).double().mean(-1), target)
+    """Compute accuracy, or RMSE in units of the target: outputs [..., B, n_outputs] and y [B] to float64 [...]."""
+    return headline_of_mean(row_scores(outputs, y, target.task).double().mean(-1), target)
 
 
-def from_row_scores(mean: Tensor, target: Target) -> Tensor:
-    """`headline` from the mean of `row_scores`."""
+def headline_of_mean(mean: Tensor, target: Target) -> Tensor:
+    """Compute `headline` from the mean of `row_scores`."""
     return target.std * mean.sqrt() if target.task == "regression" else mean

@@ -1,4 +1,4 @@
-"""The modules that read tables: numbers as bins or waves, categories as look-ups."""
+"""Input layers for tables: numbers as bins or waves, categories as look-ups."""
 
 from collections.abc import Sequence
 
@@ -6,13 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-ROWS_A_BIN = 16
+ROWS_PER_BIN = 16  # at least: fewer rows per bin fit noise
 
 
 class TableLinear(nn.Module):
-    """A linear layer over numbers and one-hot categories, without ever building the one-hot matrix.
-
-    The product of a one-hot row and a weight matrix is one row of that matrix, so each category is a look-up in `table`.
+    """Linear layer over numbers and one-hot categories; each category is a look-up in `table` [all categories, d_out].
 
     Shape: (x_num [B, d_num] float32, x_cat [B, d_cat] integer codes) to [B, d_out].
     """
@@ -22,13 +20,13 @@ class TableLinear(nn.Module):
     def __init__(self, d_num: int, cardinalities: Sequence[int], d_out: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(d_out, d_num))
-        self.table = nn.Parameter(torch.empty(sum(cardinalities), d_out))  # (all categories of all columns, d_out)
+        self.table = nn.Parameter(torch.empty(sum(cardinalities), d_out))
         self.bias = nn.Parameter(torch.empty(d_out))
-        self.register_buffer("offsets", starts(cardinalities), persistent=False)
+        self.register_buffer("offsets", offsets_of(cardinalities), persistent=False)
 
     @property
     def fan_in(self) -> int:
-        """Inputs that are not zero: what keeps the scale of the outputs is not the width of the one-hot row."""
+        """Number of nonzero inputs: each one-hot column has one."""
         return self.weight.shape[1] + len(self.offsets)
 
     def forward(self, x: tuple[Tensor, Tensor]) -> Tensor:
@@ -40,10 +38,10 @@ class TableLinear(nn.Module):
 
 
 class PiecewiseLinear(nn.Module):
-    """Numbers as how far they have come through the bins of their column (Gorishniy et al. 2022, section 3.2).
+    """Encode each number as its progress through the bins of its column (Gorishniy et al. 2022, section 3.2).
 
-    The numbers themselves stand before their bins, unlike in the paper: small tables gain by it. `edges` are the bins'
-    borders, a tensor a column, in ascending order. Shape: x [..., d_num] to [..., d_num + n_bins of all].
+    Unlike in the paper, the numbers themselves are kept in front of their bins, which helps on small tables. `edges` are
+    the ascending bin edges of each column. Shape: x [..., d_num] to [..., d_num + n_bins of all columns].
     """
 
     edges: Tensor
@@ -55,16 +53,17 @@ class PiecewiseLinear(nn.Module):
         self.register_buffer("counts", torch.tensor([len(each) for each in edges]))
         bins = [len(each) - 1 for each in edges]
         column = torch.arange(len(edges)).repeat_interleave(torch.tensor(bins))
-        # Beyond the outermost edges the first and the last bin go on, as in the paper.
+        # The first and the last bin are unbounded, as in the paper.
         floor = torch.cat([torch.tensor([-torch.inf] + [0.0] * (n - 1)) for n in bins])
         ceiling = torch.cat([torch.tensor([1.0] * (n - 1) + [torch.inf]) for n in bins])
         low = torch.cat([each[:-1] for each in edges])
         width = torch.cat([each.diff() for each in edges])
-        for name, values in {"column": column, "low": low, "width": width, "floor": floor, "ceiling": ceiling}.items():
-            self.register_buffer(name, values.unsqueeze(1) if name != "column" else values, persistent=False)
+        self.register_buffer("column", column, persistent=False)
+        for name, values in {"low": low, "width": width, "floor": floor, "ceiling": ceiling}.items():
+            self.register_buffer(name, values.unsqueeze(1), persistent=False)
 
     def encode(self, x_num: Tensor) -> Tensor:
-        # Columns as rows: those are copied whole, where picking from each row would take as long as the layer that follows.
+        # Transposed, since copying whole rows is much faster than picking columns from each row.
         columns = x_num.mT.index_select(-2, self.get_buffer("column"))
         share = columns.sub_(self.get_buffer("low")).div_(self.get_buffer("width"))
         torch.maximum(share, self.get_buffer("floor"), out=share)
@@ -76,8 +75,9 @@ class PiecewiseLinear(nn.Module):
 
 
 class Periodic(nn.Module):
-    """Numbers as sines and cosines of learnt frequencies, then a linear layer a column and ReLU (ibid., section 3.3).
+    """Encode each number by sines and cosines of learned frequencies, a linear layer per column and ReLU.
 
+    Gorishniy et al. 2022, section 3.3.
     Shape: x [..., B, d_num] to [..., B, d_num * d_embedding].
     """
 
@@ -98,7 +98,7 @@ class Periodic(nn.Module):
 
 
 class CategoryEmbedding(nn.Module):
-    """Each category as a learnt vector, beside the numbers.
+    """Replace each category by a learned vector, appended to the numbers.
 
     Shape: (x_num [B, d_num], x_cat [B, d_cat]) to (x [B, d_num + d_cat * d_embedding], no categories [B, 0]).
     """
@@ -108,31 +108,28 @@ class CategoryEmbedding(nn.Module):
     def __init__(self, cardinalities: Sequence[int], d_embedding: int) -> None:
         super().__init__()
         self.table = nn.Parameter(torch.empty(sum(cardinalities), d_embedding))
-        self.register_buffer("offsets", starts(cardinalities), persistent=False)
+        self.register_buffer("offsets", offsets_of(cardinalities), persistent=False)
 
     def forward(self, x: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         x_num, x_cat = x
-        found = nn.functional.embedding(x_cat + self.offsets, self.table).flatten(1)
-        return torch.cat([x_num, found], 1), x_cat[:, :0]
+        vectors = nn.functional.embedding(x_cat + self.offsets, self.table).flatten(1)
+        return torch.cat([x_num, vectors], 1), x_cat[:, :0]
 
 
 def bin_edges(x_num: Tensor, n_bins: int) -> tuple[Tensor, ...]:
-    """The borders of at most `n_bins` bins with equally many of the training rows x_num [n, d_num], for each column.
-
-    A bin has ROWS_A_BIN rows or more: what is learnt of fewer is their noise.
-    """
+    """Return the edges of at most `n_bins` bins of equally many training rows x_num [n, d_num], for each column."""
     if not x_num.shape[1]:
         return ()
-    n_bins = max(min(n_bins, len(x_num) // ROWS_A_BIN), 1)
+    n_bins = max(min(n_bins, len(x_num) // ROWS_PER_BIN), 1)
     shares = np.linspace(0, 1, n_bins + 1)
     edges = []
-    for column in x_num.cpu().numpy().T:  # one by one: of all together NumPy would make copies
+    for column in x_num.cpu().numpy().T:  # one by one: NumPy would copy the whole table
         distinct = torch.from_numpy(np.unique(np.quantile(column, shares).astype(np.float32)))
-        # A column that never varied in training has one bin, of width 1.
+        # A constant column has one bin, of width 1.
         edges.append(distinct if len(distinct) > 1 else torch.stack([distinct[0], distinct[0] + 1]))
     return tuple(edges)
 
 
-def starts(cardinalities: Sequence[int]) -> Tensor:
-    """[d_cat] where the categories of each column begin in a table of all."""
+def offsets_of(cardinalities: Sequence[int]) -> Tensor:
+    """Return [d_cat]: the first row of each column in the joint table of all categories."""
     return torch.tensor([0, *cardinalities[:-1]] if cardinalities else [], dtype=torch.int64).cumsum(0)

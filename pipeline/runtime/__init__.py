@@ -1,1 +1,1 @@
-"""How a process starts, shows progress and ends."""
+"""Process start, progress and exit."""

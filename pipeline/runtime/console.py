@@ -1,4 +1,4 @@
-"""What a person sees: progress, and a mistake in one line."""
+"""Progress and one-line errors on the console."""
 
 import errno
 import re
@@ -10,42 +10,39 @@ from typing import NoReturn
 
 from pipeline.core.errors import UserError
 
-# What torch says; it has a class for it on a GPU alone.
+# torch raises a plain RuntimeError if it runs out of CPU memory.
 _OUT_OF_MEMORY = re.compile("DefaultCPUAllocator|not enough memory|CUDA out of memory|std::bad_alloc")
-_OUTSIDE_CAUSES = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG}
+_EXTERNAL_CAUSES = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG}
 
 
 def run(entry_point: Callable[[], None]) -> None:
-    """Call `entry_point`; a user's mistake, a full disk or a signal ends in one line on stderr and an exit status."""
+    """Call `entry_point`; report a `UserError`, a full disk or a signal in one line on stderr, and exit."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
         entry_point()
     except UserError as error:
-        _fail(str(error), status=1)
+        _fail(str(error))
     except KeyboardInterrupt:
         _fail("interrupted", status=130)
     except MemoryError as error:
-        _fail(f"not enough memory: {error}", status=1)
+        _fail(f"not enough memory: {error}")
     except RuntimeError as error:
         if not _OUT_OF_MEMORY.search(str(error)):
             raise
-        asked = re.search(r"allocate ([\d.]+ \w+)", str(error))
-        _fail(
-            f"not enough memory{f' for {asked[1]}' if asked else ''}: lower model.hidden or what else makes the network"
-            " wide, model.ensemble or train.batch_size",
-            status=1,
-        )
+        size = re.search(r"allocate ([\d.]+ \w+)", str(error))
+        needed = f" for {size[1]}" if size else ""
+        _fail(f"not enough memory{needed}: lower model.hidden, other widths, model.ensemble or train.batch_size")
     except OSError as error:
-        if error.errno not in _OUTSIDE_CAUSES:
+        if error.errno not in _EXTERNAL_CAUSES:
             raise
-        _fail(f"{error.filename or 'a file'} cannot be written or read: {error.strerror}", status=1)
+        _fail(f"{error.filename or 'a file'} cannot be written or read: {error.strerror}")
 
 
 def _terminate(*_: object) -> NoReturn:
     raise SystemExit(128 + signal.SIGTERM)
 
 
-def _fail(message: str, status: int) -> NoReturn:
+def _fail(message: str, status: int = 1) -> NoReturn:
     sys.stdout.flush()
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(status)
@@ -53,15 +50,21 @@ def _fail(message: str, status: int) -> NoReturn:
 
 @contextmanager
 def progress(label: str, total: int) -> Iterator[Callable[[str], None]]:
-    """Yield `advance(text)`, called once a step: a line a step, and on a terminal a bar below them."""
+    """Yield `advance(text)`, to be called once per step: prints a line, and on a terminal moves a progress bar."""
     done = 0
-    if not sys.stdout.isatty():
 
-        def advance(text: str) -> None:
-            nonlocal done
-            done += 1
+    def advance(text: str) -> None:
+        nonlocal done
+        done += 1
+        if bar is None:
             print(f"{label} {done}/{total}  {text}".rstrip(), flush=True)
+            return
+        bar.advance(task)
+        if text:
+            bar.console.print(f"{done}: {text}", markup=False, highlight=False)
 
+    if not sys.stdout.isatty():
+        bar = None
         yield advance
         return
 
@@ -69,12 +72,4 @@ def progress(label: str, total: int) -> Iterator[Callable[[str], None]]:
 
     with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
         task = bar.add_task(label, total=total)
-
-        def advance_bar(text: str) -> None:
-            nonlocal done
-            done += 1
-            bar.advance(task)
-            if text:
-                bar.console.print(f"{done}: {text}", markup=False, highlight=False)
-
-        yield advance_bar
+        yield advance

@@ -12,14 +12,14 @@ STAGES = Path(__file__).parents[1] / "stages"
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the stage that the only argument names, such as `train` or `evaluate@train`; exits with its status."""
+    """Run the stage named by the arguments, such as `train` or `evaluate@train`; exit with status 1 on an error."""
     console.run(lambda: run(" ".join(arguments)))
 
 
 def run(name: str) -> None:
-    """Import a stage and call its entry point with what follows `@`, one process at a time in a folder.
+    """Import a stage and call its entry point, with the part after `@` as argument.
 
-    Raises `UserError` if there is no such stage, or if it is running already.
+    Raises `UserError` if there is no such stage, or if it is running in this folder.
     """
     stage, _, item = name.partition("@")
     if not name.replace("@", "", 1).isidentifier() or not (STAGES / stage / "stage.py").is_file():

@@ -1,4 +1,4 @@
-"""A stage runs once at a time in a folder: whoever comes second is told who was first."""
+"""Locks that prevent two processes from running one stage in the same folder."""
 
 import os
 import socket
@@ -11,13 +11,13 @@ from filelock import FileLock, Timeout
 
 from pipeline.core.errors import UserError
 
-FOLDER = Path(".state/locks")  # of the current folder: an experiment of DVC has one of its own
-SECONDS = 1.0  # in which a first one has written its process id, and `held` has let go of what it tried
+FOLDER = Path(".state/locks")  # relative: each DVC experiment has a folder of its own
+SECONDS = 1.0  # enough for the holder to write its process id, and for `held` to release a lock
 
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that holds a lock. Machines may share a folder: what a number means, only its own one knows."""
+    """The process that holds a lock, possibly on another machine that shares the folder."""
 
     pid: str
     host: str
@@ -28,8 +28,8 @@ class Holder:
 
     @property
     def place(self) -> str:
-        place = "here" if self.is_here else f"on {self.host or 'another machine'}"
-        return f"{place} as process {self.pid}"
+        machine = "here" if self.is_here else f"on {self.host or 'another machine'}"
+        return f"{machine} as process {self.pid}"
 
     @property
     def end(self) -> str:
@@ -38,10 +38,10 @@ class Holder:
 
 @contextmanager
 def only_one(stage: str) -> Iterator[None]:
-    """Hold the lock of a stage, which ends with this process however that ends.
+    """Hold the lock of a stage until this process ends.
 
-    Raises `UserError` naming the process that holds it. DVC killed alone leaves its stage running: with a second one
-    beside it, the files of both would be mixed.
+    Raises `UserError` naming the process that holds it: if DVC alone is killed, its stage keeps running, and a second
+    one would mix its files with those of the first.
     """
     FOLDER.mkdir(parents=True, exist_ok=True)
     path = FOLDER / f"{stage}.lock"
@@ -51,7 +51,7 @@ def only_one(stage: str) -> Iterator[None]:
     except Timeout:
         first = _holder(path)
         raise UserError(
-            f"stage {stage} is still running {first.place}: wait for it, or end it {first.end}; then dvc repro"
+            f"stage {stage} is still running {first.place}: wait for it, or end it {first.end}; then run dvc repro"
         ) from None
     try:
         path.write_text(f"{os.getpid()} {socket.gethostname()}", encoding="utf-8")
@@ -61,7 +61,7 @@ def only_one(stage: str) -> Iterator[None]:
 
 
 def held() -> dict[str, Holder]:
-    """The stages that run in this folder, with their processes."""
+    """Return the stages that are running in this folder, and their processes."""
     running = {}
     for path in sorted(FOLDER.glob("*.lock")):
         try:

@@ -1,1 +1,1 @@
-"""Where the table comes from."""
+"""Read source tables from files, URLs and packages."""

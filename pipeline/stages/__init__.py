@@ -1,1 +1,1 @@
-"""What happens in each DVC stage: a folder a stage, with its entry point in `stage.py` and what only it needs."""
+"""The DVC stages: one folder each, with the entry point in `stage.py`."""

@@ -1,4 +1,4 @@
-"""`python -m pipeline.stages train`: run one DVC stage."""
+"""Run one DVC stage: `python -m pipeline.stages train`."""
 
 import sys
 

@@ -1,1 +1,1 @@
-"""What a table is, and how its rows become tensors."""
+"""Schema of a table, and its rows as tensors."""

@@ -1,4 +1,4 @@
-"""Turn a validated table into tensors, with a scaler fitted on training rows."""
+"""Turn a checked table into tensors, with a preprocessor fitted on the training rows only."""
 
 import json
 import warnings
@@ -14,16 +14,16 @@ from torch import Tensor
 
 from pipeline.core import files
 from pipeline.core.errors import UserError
-from pipeline.tables.schema import PART_FEATURES, Part, Schema
+from pipeline.tables.schema import Part, Schema
 
 Scaling = Literal["standard", "quantile", "robust"]
 
-LIMIT = 1e6  # scaled values are clipped here, so that float32 cannot overflow in the network
-LARGEST = 1e100  # raw numbers are clipped here, so that their squares fit into float64
-MISSING, UNSEEN, FIRST = 0, 1, 2  # category codes; FIRST: the most frequent category
-CHUNK = 65_536  # rows scaled at a time, as scikit-learn copies them
+LIMIT = 1e6  # scaled values are clipped here, so that no finite input overflows float32 in the network
+LARGEST = 1e100  # raw numbers are clipped here: the square is still a float64
+MISSING, UNSEEN, FIRST = 0, 1, 2  # category codes; FIRST is the code of the most frequent category
+CHUNK = 65_536  # rows scaled at a time, to keep scikit-learn's copies small
 
-# Fitted arrays, [d] or [quantiles, d], that restore each scikit-learn scaler.
+# The fitted attributes of each scikit-learn scaler, [d] or [quantiles, d], which are enough to rebuild it.
 _FITTED: dict[Scaling, tuple[str, ...]] = {
     "standard": ("mean_", "scale_"),
     "robust": ("center_", "scale_"),
@@ -33,7 +33,7 @@ _FITTED: dict[Scaling, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Preprocessor:
-    """A fitted scaler as plain arrays, without code or pickle."""
+    """A fitted scaler as plain tensors, without pickle."""
 
     scaling: Scaling
     numbers: dict[str, Tensor]
@@ -41,59 +41,44 @@ class Preprocessor:
     def transform(self, table: pd.DataFrame, schema: Schema) -> tuple[Tensor, Tensor]:
         """Turn a table from `validation.check` into x_num [n, d_num] float32 and x_cat [n, d_cat] codes.
 
-        x_num holds the scaled numbers, zero where missing, and then an indicator for each column that had missing
-        values in training.
+        x_num holds scaled numbers, zero where missing, then an indicator per column with missing values in training.
         """
         raw = numeric_features(table, schema)
-        scaler = self._scaler()
-        missing = indicators(table, schema)
-        x_num = np.empty((len(raw), raw.shape[1] + missing.shape[1]), np.float32)
+        scaler = _new_scaler(self.scaling, n_rows=1)
+        for name, tensor in self.numbers.items():
+            setattr(scaler, name, tensor.numpy())
+        if "references_" in self.numbers:
+            scaler.n_quantiles_ = len(scaler.references_)
+        x_num = np.empty((len(raw), schema.d_num), np.float32)
         for start in range(0, len(raw), CHUNK):
             rows = slice(start, start + CHUNK)
             scaled = scaler.transform(raw[rows]) if raw.shape[1] else raw[rows]
             x_num[rows, : raw.shape[1]] = np.nan_to_num(np.clip(scaled, -LIMIT, LIMIT), nan=0.0)
-        x_num[:, raw.shape[1] :] = missing
+        x_num[:, raw.shape[1] :] = table[schema.with_indicator].isna().to_numpy(np.float32)
         return torch.from_numpy(x_num), torch.from_numpy(category_codes(table, schema))
-
-    def _scaler(self) -> Any:
-        scaler = _new_scaler(self.scaling, n_rows=1)
-        if not self.numbers:
-            return scaler
-        for name, tensor in self.numbers.items():
-            setattr(scaler, name, tensor.numpy())
-        if self.scaling == "quantile":
-            scaler.n_quantiles_ = len(scaler.references_)
-        return scaler
 
 
 def fit(table: pd.DataFrame, schema: Schema, scaling: Scaling) -> Preprocessor:
-    """Fit on validated training rows."""
+    """Fit a preprocessor on checked training rows."""
     raw = numeric_features(table, schema)
     if raw.shape[1] == 0:
         return Preprocessor(scaling, {})
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a column without values gets scale 1
+        warnings.simplefilter("ignore", RuntimeWarning)  # for a column without values, whose scale becomes 1
         scaler = _new_scaler(scaling, len(raw)).fit(raw)
-    fitted = {
-        name: np.nan_to_num(np.asarray(getattr(scaler, name), np.float64), nan=float(name == "scale_"))
-        for name in _FITTED[scaling]
-    }
-    return Preprocessor(
-        scaling, {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in fitted.items()}
-    )
+    fitted = {}
+    for name in _FITTED[scaling]:
+        values = np.nan_to_num(np.asarray(getattr(scaler, name), np.float64), nan=float(name == "scale_"))
+        fitted[name] = torch.from_numpy(np.ascontiguousarray(values))
+    return Preprocessor(scaling, fitted)
 
 
 def _new_scaler(scaling: Scaling, n_rows: int) -> Any:
     from sklearn.preprocessing import QuantileTransformer, RobustScaler, StandardScaler
 
-    match scaling:
-        case "standard":
-            return StandardScaler()
-        case "robust":
-            return RobustScaler()
-        case "quantile":
-            quantiles = min(1000, n_rows)
-            return QuantileTransformer(n_quantiles=quantiles, output_distribution="normal", subsample=None)
+    if scaling == "quantile":
+        return QuantileTransformer(n_quantiles=min(1000, n_rows), output_distribution="normal", subsample=None)
+    return StandardScaler() if scaling == "standard" else RobustScaler()
 
 
 def save_preprocessor(path: Path, preprocessor: Preprocessor) -> None:
@@ -101,37 +86,30 @@ def save_preprocessor(path: Path, preprocessor: Preprocessor) -> None:
 
 
 def load_preprocessor(path: Path, schema: Schema) -> Preprocessor:
-    """Read a preprocessor; raises `UserError` if it does not match `schema`."""
+    """Read a preprocessor; raises `UserError` if the file does not hold one for the columns of `schema`."""
     with path.open("rb") as file:
-        said = files.tensors_header(path, file.read(8 + files.MAX_HEADER)).get("__metadata__")
-    scaling = str(said.get("preprocessor")).strip('"') if isinstance(said, dict) else None
+        metadata = files.tensors_header(path, file.read(8 + files.MAX_HEADER)).get("__metadata__")
+    scaling = str(metadata.get("preprocessor")).strip('"') if isinstance(metadata, dict) else None
     return checked(path, scaling, files.read_tensors(path), schema)
 
 
 def checked(path: Path, scaling: Any, numbers: dict[str, Tensor], schema: Schema) -> Preprocessor:
-    """Build a preprocessor from untrusted arrays; raises `UserError` if they do not match `schema`."""
+    """Build a preprocessor from a file's content; raises `UserError` unless names, shapes and types fit the schema."""
     if scaling not in _FITTED:
-        raise UserError(f"{path} is not a preprocessor: its scaling is {str(scaling)[:40]!r}")
-    d = n_numeric(schema)
-    n_quantiles = len(numbers["references_"]) if "references_" in numbers and numbers["references_"].dim() else 0
+        raise UserError(f"{path} holds no preprocessor: its scaling is {str(scaling)[:40]!r}")
+    d = schema.n_scaled
+    references = numbers.get("references_")
+    n_quantiles = len(references) if references is not None and references.dim() else 0
     shapes = {"quantiles_": (n_quantiles, d), "references_": (n_quantiles,)}
     expected = {name: shapes.get(name, (d,)) for name in _FITTED[scaling]} if d else {}
-    found = {name: tuple(tensor.shape) for name, tensor in numbers.items()}
-    if found != expected or any(
-        tensor.dtype != torch.float64 or not tensor.isfinite().all() for tensor in numbers.values()
-    ):
-        raise UserError(f"{path} is not a preprocessor for the columns of its schema")
+    typed = all(tensor.dtype == torch.float64 and tensor.isfinite().all() for tensor in numbers.values())
+    if {name: tuple(tensor.shape) for name, tensor in numbers.items()} != expected or not typed:
+        raise UserError(f"{path} holds no preprocessor for the columns of its schema")
     return Preprocessor(scaling, numbers)
 
 
-def n_numeric(schema: Schema) -> int:
-    """Number of scaled columns."""
-    parts = (part for column in schema.of_kind("datetime") for part in column.parts)
-    return len(schema.of_kind("numeric")) + sum(len(PART_FEATURES[part]) for part in parts)
-
-
 def numeric_features(table: pd.DataFrame, schema: Schema) -> np.ndarray:
-    """Unscaled features [n, d] float64: numbers, then features of dates and times; NaN for missing."""
+    """Return numeric columns, and dates and times encoded as numbers, [n, d] float64 with NaN for missing values."""
     columns = [table[column.name].to_numpy(np.float64) for column in schema.of_kind("numeric")]
     for column in schema.of_kind("datetime"):
         columns += [feature for part in column.parts for feature in _moment_features(table[column.name], part)]
@@ -139,26 +117,20 @@ def numeric_features(table: pd.DataFrame, schema: Schema) -> np.ndarray:
 
 
 def _moment_features(moments: pd.Series, part: Part) -> list[np.ndarray]:
-    """The features in `PART_FEATURES`: time as a number, and sine and cosine of its position in year, week or day."""
+    """Encode moments as the numbers in `schema.PART_FEATURES`: days or hours, and sines and cosines of their cycles."""
     days = (moments - pd.Timestamp("1970-01-01", tz="UTC")).dt.total_seconds().to_numpy(np.float64) / 86_400
 
-    def circle(length: float) -> list[np.ndarray]:
+    def cycle(length: float) -> list[np.ndarray]:
         angle = 2 * np.pi * (days / length % 1)
         return [np.sin(angle), np.cos(angle)]
 
     if part == "date":
-        return [np.floor(days), *circle(365.2425), *circle(7)]
-    return [days % 1 * 24, *circle(1)]
-
-
-def indicators(table: pd.DataFrame, schema: Schema) -> np.ndarray:
-    """Missing indicators [n, d] for the numbers and dates with missing values in training."""
-    known = [c.name for kind in ("numeric", "datetime") for c in schema.of_kind(kind) if c.missing]
-    return table[known].isna().to_numpy(np.float32)
+        return [np.floor(days), *cycle(365.2425), *cycle(7)]
+    return [days % 1 * 24, *cycle(1)]
 
 
 def category_codes(table: pd.DataFrame, schema: Schema) -> np.ndarray:
-    """Category codes [n, d], uint8 if it suffices, else int16."""
+    """Return codes [n, d]: MISSING, UNSEEN, then the categories; uint8 if that holds them, else int16."""
     dtype = np.uint8 if max(schema.cardinalities, default=0) <= 256 else np.int16
     codes = np.empty((len(table), len(schema.cardinalities)), dtype)
     for place, column in enumerate(schema.of_kind("categorical")):

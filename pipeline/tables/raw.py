@@ -13,11 +13,11 @@ from pipeline.tables.values import canonical
 RAW_TABLE = Path("data/raw/table.parquet")
 RAW_TRANSFER = Path("data/raw/transfer.parquet")
 MAX_COLUMNS = 20_000
-EXPANSION, FREE_BYTES = 100, 2**24  # a compressed file may unpack to this many times its size plus these bytes
+EXPANSION, FREE_BYTES = 100, 2**24  # a file may unpack to this many times its size plus this many bytes
 
 
 def save_raw(table: pd.DataFrame, path: Path) -> None:
-    """Write a source table as Parquet, columns of mixed types as text."""
+    """Write a source table as Parquet; columns of mixed types, which Parquet cannot hold, become text."""
     import pyarrow
 
     with files.replacing(path) as temporary:
@@ -29,7 +29,7 @@ def save_raw(table: pd.DataFrame, path: Path) -> None:
 
 
 def load_raw(domain: str = "source") -> pd.DataFrame:
-    """The raw table of a domain; the transfer domain has its own only if `data.transfer.source` is set."""
+    """Read the raw table of a domain; both share one table unless `data.transfer.source` is set."""
     path = RAW_TRANSFER if domain == "transfer" and RAW_TRANSFER.exists() else RAW_TABLE
     if not path.exists():
         raise UserError(f"{path} is missing: run dvc repro fetch")
@@ -41,31 +41,20 @@ def unpacked_limit(size: int) -> int:
 
 
 def read_parquet(source: str, content: bytes) -> pd.DataFrame:
-    import pyarrow
+    """Parse the content of a Parquet file; raises `UserError` naming `source` if it is damaged or unpacks to too much."""
+    import pyarrow as pa
     from pyarrow import parquet
 
     try:
-        said = parquet.read_metadata(io.BytesIO(content))
-        # A constant column takes no space in the file, whatever the number of rows.
-        if 8 * said.num_rows * said.num_columns > unpacked_limit(len(content)):
-            raise UserError(
-                f"{source} unpacks to more than {EXPANSION} times its size: write it as CSV, if you trust it"
-            )
-        table = pd.read_parquet(io.BytesIO(content))
-    except UserError:
-        raise
-    except (
-        pyarrow.ArrowException,
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        NotImplementedError,
-    ) as error:
-        raise UserError(
-            f"{source} is not a Parquet file: {(str(error).splitlines() or [type(error).__name__])[0]}"
-        ) from None
+        metadata = parquet.read_metadata(io.BytesIO(content))
+        # Checked before reading: a constant column takes no space in the file, however many rows it has.
+        fits = 8 * metadata.num_rows * metadata.num_columns <= unpacked_limit(len(content))
+        table = pd.read_parquet(io.BytesIO(content)) if fits else None
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{source} is not a Parquet file: {reason}") from None
+    if table is None:
+        raise UserError(f"{source} unpacks to more than {EXPANSION} times its size: write it as CSV, if you trust it")
     if any(name is not None for name in table.index.names):
         table = table.reset_index()
     table.columns = [str(column) for column in table.columns]
@@ -74,8 +63,9 @@ def read_parquet(source: str, content: bytes) -> pd.DataFrame:
 
 
 def check_names(source: str, names: list[str]) -> None:
+    """Raise `UserError` for too many columns or a repeated column name."""
     if len(names) > MAX_COLUMNS:
         raise UserError(f"{source} must have at most {MAX_COLUMNS:,} columns, got {len(names):,}")
-    twice = [name for name, times in Counter(names).items() if times > 1]
-    if twice:
-        raise UserError(f"{source}: column name {twice[0]!r} occurs {names.count(twice[0])} times in the header")
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise UserError(f"{source}: column names must be unique, got {name!r} {times} times")

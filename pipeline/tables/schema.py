@@ -1,47 +1,34 @@
-"""The schema of a table: kind and categories of each column, and the target."""
+"""`Schema`: the kind and categories of each column, and the target, as learned from the training rows."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import pandas as pd
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from pipeline.core import files
 from pipeline.core.errors import UserError
-from pipeline.core.settings import Scalar, Task
+from pipeline.core.settings import Scalar, Section, Task
 from pipeline.tables.values import as_plain, canonical, canonical_value
 
 Kind = Literal["numeric", "categorical", "datetime", "drop"]
 Part = Literal["date", "time"]
 
-# Features of a date and of a time of day.
+# The numbers that encode a date and a time of day.
 PART_FEATURES: dict[Part, tuple[str, ...]] = {
     "date": ("days", "year.sin", "year.cos", "week.sin", "week.cos"),
     "time": ("hours", "day.sin", "day.cos"),
 }
 
-# Formats of dates and times; every value of a column must match.
+# Formats of dates and times as text, in the order in which they are tried, and the parts that each holds.
 DATE_FORMATS: dict[str, tuple[Part, ...]] = {
-    "ISO8601": ("date", "time"),
-    "%Y/%m/%d": ("date",),
-    "%Y/%m/%d %H:%M:%S": ("date", "time"),
-    "%d.%m.%Y": ("date",),
-    "%d.%m.%Y %H:%M": ("date", "time"),
-    "%d.%m.%Y %H:%M:%S": ("date", "time"),
-    "%m/%d/%Y": ("date",),
-    "%m/%d/%Y %H:%M": ("date", "time"),
-    "%m/%d/%Y %H:%M:%S": ("date", "time"),
-    "%d/%m/%Y": ("date",),
-    "%d/%m/%Y %H:%M": ("date", "time"),
-    "%d/%m/%Y %H:%M:%S": ("date", "time"),
-    "%H:%M": ("time",),
-    "%H:%M:%S": ("time",),
-}
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+    "ISO8601": ("date", "time"), "%Y/%m/%d": ("date",), "%Y/%m/%d %H:%M:%S": ("date", "time"),
+    "%d.%m.%Y": ("date",), "%d.%m.%Y %H:%M": ("date", "time"), "%d.%m.%Y %H:%M:%S": ("date", "time"),
+    "%m/%d/%Y": ("date",), "%m/%d/%Y %H:%M": ("date", "time"), "%m/%d/%Y %H:%M:%S": ("date", "time"),
+    "%d/%m/%Y": ("date",), "%d/%m/%Y %H:%M": ("date", "time"), "%d/%m/%Y %H:%M:%S": ("date", "time"),
+    "%H:%M": ("time",), "%H:%M:%S": ("time",),
+}  # fmt: skip
 
 
 def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -50,19 +37,17 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
-class Column(_Frozen):
-    """One column of the table; `reason` explains its kind."""
+class Column(Section):
+    """A column of the table, with the reason for its kind; its categories are ordered by frequency."""
 
     name: str
     kind: Kind
     reason: str
-    missing: Annotated[int, Field(ge=0)] = 0  # missing values in the training rows
-    categories: Annotated[
-        tuple[str, ...], Field(max_length=30_000), AfterValidator(_distinct)
-    ] = ()  # most frequent first
-    format: str | None = None  # of dates and times held as text
+    missing: Annotated[int, Field(ge=0)] = 0  # number of missing values among the training rows
+    categories: Annotated[tuple[str, ...], Field(max_length=30_000), AfterValidator(_distinct)] = ()
+    format: str | None = None  # of dates and times stored as text
     parts: Annotated[tuple[Part, ...], AfterValidator(_distinct)] = ()  # of a datetime column
-    missing_texts: tuple[str, ...] = ()  # texts in a numeric column, such as "unknown", that mean missing
+    missing_texts: tuple[str, ...] = ()  # words in a numeric column that mean missing, such as "unknown"
 
     @model_validator(mode="after")
     def _of_its_kind(self) -> Self:
@@ -73,7 +58,7 @@ class Column(_Frozen):
         return self
 
 
-class Target(_Frozen):
+class Target(Section):
     """The column to predict. `classes` are in code order; `mean` and `std` standardise a regression target."""
 
     name: str
@@ -93,27 +78,27 @@ class Target(_Frozen):
 
     @property
     def n_outputs(self) -> int:
-        """Outputs of the network per row: one for binary and regression, one per class for multiclass."""
+        """Outputs of the network for a row: a value for regression, a logit for binary, a logit per class otherwise."""
         return len(self.classes) if self.task == "multiclass" else 1
 
     def encode(self, values: pd.Series) -> np.ndarray:
-        """Class codes [n] int64, -1 for a class not in `classes`; for regression standardised values [n] float32."""
+        """Return class codes [n] int64, -1 for a class not in `classes`; or standardised values [n] float32."""
         if self.task == "regression":
             return ((as_plain(values)[0].to_numpy(np.float64) - self.mean) / self.std).astype(np.float32)
         return pd.Index([canonical_value(label) for label in self.classes]).get_indexer(pd.Index(canonical(values)))
 
     def labels(self, codes: np.ndarray) -> pd.Series:
-        """Labels of class codes, with the type they had in the table."""
+        """Convert class codes to labels of the type that the table holds."""
         return pd.Series(list(self.classes)).iloc[codes].reset_index(drop=True)
 
 
-class Schema(_Frozen):
-    """The columns and the target, as learned from the training rows."""
+class Schema(Section):
+    """Everything learned about the table from its training rows."""
 
     columns: tuple[Column, ...]
     target: Target
-    transfer_target: Target | None = None  # None: there is no transfer domain
-    rows: dict[str, int] = {}  # number of rows read, left out, and in each split
+    transfer_target: Target | None = None  # None without a transfer domain
+    rows: dict[str, int] = Field(default_factory=dict)  # number of rows read, left out, and in each split
     notes: tuple[str, ...] = ()
 
     @model_validator(mode="after")
@@ -129,21 +114,29 @@ class Schema(_Frozen):
         return tuple(column for column in self.columns if column.kind != "drop")
 
     @property
+    def n_scaled(self) -> int:
+        """Numbers to scale: numeric columns, and the numbers that encode dates and times."""
+        parts = sum(len(PART_FEATURES[part]) for column in self.of_kind("datetime") for part in column.parts)
+        return len(self.of_kind("numeric")) + parts
+
+    @property
+    def with_indicator(self) -> list[str]:
+        """Numeric and datetime columns with missing values in training."""
+        return [c.name for c in (*self.of_kind("numeric"), *self.of_kind("datetime")) if c.missing > 0]
+
+    @property
     def d_num(self) -> int:
-        """Width of x_num: scaled features, then one missing indicator per column with missing values."""
-        timed = self.of_kind("datetime")
-        parts = sum(len(PART_FEATURES[part]) for column in timed for part in column.parts)
-        numeric = self.of_kind("numeric")
-        return len(numeric) + parts + sum(column.missing > 0 for column in numeric + timed)
+        """Width of x_num: the scaled numbers, then the indicators of missing values."""
+        return self.n_scaled + len(self.with_indicator)
 
     @property
     def cardinalities(self) -> tuple[int, ...]:
-        """Number of codes per categorical column: its categories, missing, unseen."""
+        """Number of codes of each categorical column: one per category, one for missing, one for unseen."""
         return tuple(len(column.categories) + 2 for column in self.of_kind("categorical"))
 
 
 def load_schema(path: Path) -> Schema:
-    """Read a schema; raises `UserError` if the file is missing or not a consistent schema."""
+    """Read `schema.json`; raises `UserError` if it is not a schema or contradicts itself."""
     if not path.is_file():
         raise UserError(f"{path} is missing: run dvc repro prepare")
     try:

@@ -9,14 +9,14 @@ from torch import Tensor
 from pipeline.core.errors import UserError
 from pipeline.tables.schema import Schema
 
-PICKED_BATCHES = 16
+PICKED_BATCHES = 16  # batches gathered at once, since few large gathers are faster
 
 
 @dataclass(frozen=True)
 class TabularData:
     """Rows as tensors: x_num [n, d_num] float32, x_cat [n, d_cat] integer codes, y [n] class codes or float32.
 
-    Batches of the members of a stack have a dimension more, in front: [members, B, d_num] and so on.
+    Batches for a stack of members have one more dimension in front: [members, B, d_num] and so on.
     """
 
     x_num: Tensor
@@ -34,7 +34,7 @@ class TabularData:
 
 
 def batches(data: TabularData, order: Tensor, size: int) -> Iterator[TabularData]:
-    """Batches of `size` rows in the order [K or 1, n], gathered for many batches at once, which is faster."""
+    """Yield batches of `size` rows in the given order [K or 1, n]."""
     for chosen in order.split(PICKED_BATCHES * size, 1):
         picked = data.take(chosen)
         for start in range(0, len(picked), size):
@@ -43,7 +43,7 @@ def batches(data: TabularData, order: Tensor, size: int) -> Iterator[TabularData
 
 
 def check_fit(data: TabularData, learned: Schema, where: str) -> None:
-    """Raise `UserError` unless the rows have the columns and category codes of a schema."""
+    """Raise `UserError` unless the rows match the widths, types and category codes of a schema."""
     n, limits = len(data.y) if data.y.dim() == 1 else -1, torch.tensor(learned.cardinalities)
     shaped = data.x_num.shape == (n, learned.d_num) and data.x_cat.shape == (n, len(limits))
     typed = data.x_num.dtype == torch.float32 and data.x_cat.dtype in (torch.uint8, torch.int16)
@@ -52,6 +52,6 @@ def check_fit(data: TabularData, learned: Schema, where: str) -> None:
     codes_fit = not data.x_cat.numel() or bool(
         (data.x_cat.amin(0).cpu() >= 0).all() and (data.x_cat.amax(0).cpu() < limits).all()
     )
-    # The sum is finite only if every value is, and needs no copy.
+    # A sum finds a NaN or an infinity without a copy of the table.
     if not codes_fit or not bool(data.x_num.sum().isfinite()):
-        raise UserError(f"{where} holds values that prepare never writes: run dvc repro")
+        raise UserError(f"{where} holds codes outside of the schema, NaN or infinity: run dvc repro")

@@ -1,7 +1,7 @@
-"""Validate a table against a schema, for training and for prediction."""
+"""Check a table against a schema, for training and for prediction alike."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -13,25 +13,19 @@ from pipeline.tables.values import as_plain, canonical
 
 
 def check(table: pd.DataFrame, schema: Schema, where: str) -> pd.DataFrame:
-    """Convert the features of `table`: numbers to float64, dates and times to datetime64 in UTC, categories to text.
+    """Return the features of `table`: numeric columns as float64, datetime columns in UTC, categorical ones as text.
 
-    Raises `UserError` with `where`, row (from 1, without the header) and column of the first value that does not fit.
+    Raises `UserError` naming `where`, the row (counted from 1, without the header) and the column of the first value
+    that does not fit.
     """
     names = [column.name for column in schema.features]
     absent = [name for name in names if name not in table.columns]
     if absent:
         more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
-        raise UserError(
-            f"{where} lacks the column {absent[0]!r}{more}{nearest(absent[0], [str(c) for c in table.columns])}"
-        )
+        raise UserError(f"{where} lacks the column {absent[0]!r}{more}{nearest(absent[0], table.columns)}")
     raw = table[names].reset_index(drop=True)
-    try:
-        parsed = {column.name: _parsed(raw[column.name], column) for column in schema.features}
-        features = pd.DataFrame(parsed, index=raw.index)
-    except _UnreadableError as error:
-        raise UserError(
-            f"{where}, row {error.row + 1}: {error.column!r} must be {error.rule}, got {error.value!r}"
-        ) from None
+    parsed = {column.name: _parsed(raw[column.name], column, where) for column in schema.features}
+    features = pd.DataFrame(parsed, index=raw.index)
     numeric = [column.name for column in schema.of_kind("numeric")]
     numbers = features[numeric].to_numpy(np.float64)
     for row, place in np.argwhere(np.isinf(numbers))[:1]:
@@ -39,50 +33,29 @@ def check(table: pd.DataFrame, schema: Schema, where: str) -> pd.DataFrame:
     return features
 
 
-class _UnreadableError(Exception):
-    def __init__(self, values: pd.Series, bad: pd.Series, rule: str) -> None:
-        self.row = int(np.argmax(bad.to_numpy()))
-        self.column, self.value, self.rule = str(values.name), str(values.iloc[self.row])[:80], rule
-        super().__init__(rule)
-
-
-def _parsed(values: pd.Series, column: Column) -> pd.Series:
-    match column.kind:
-        case "numeric":
-            return _numbers(values, column.missing_texts)
-        case "datetime":
-            return _moments(values, column.format)
-        case _:
-            return canonical(values)
-
-
-def _numbers(values: pd.Series, missing_texts: tuple[str, ...]) -> pd.Series:
+def _parsed(values: pd.Series, column: Column, where: str) -> pd.Series:
+    if column.kind == "categorical":
+        return canonical(values)
     plain, _ = as_plain(values)
-    if missing_texts:
-        plain = plain.mask(plain.isin(list(missing_texts)))
-    if dtypes.is_datetime64_any_dtype(plain.dtype):
-        raise _UnreadableError(values, plain.notna(), "a number")
-    if dtypes.is_bool_dtype(plain.dtype):
-        return plain.astype("float64")
-    numbers = pd.to_numeric(plain, errors="coerce").astype("float64")
-    bad = numbers.isna() & plain.notna()
-    if bad.any():
-        raise _UnreadableError(values, bad, "a number")
-    return numbers
-
-
-def _moments(values: pd.Series, date_format: str | None) -> pd.Series:
-    plain, _ = as_plain(values)
-    text = plain if dtypes.is_datetime64_any_dtype(plain.dtype) else canonical(plain)
-    moments: pd.Series = pd.to_datetime(text, errors="coerce", utc=True, format=date_format or "ISO8601")
-    bad = moments.isna() & plain.notna()
-    if bad.any():
-        raise _UnreadableError(values, bad, f"a date or time as {date_format or 'ISO8601'}")
-    return moments
+    is_time = dtypes.is_datetime64_any_dtype(plain.dtype)
+    if column.kind == "datetime":
+        rule = f"a date or time as {column.format or 'ISO8601'}"
+        text = plain if is_time else canonical(plain)
+        parsed: pd.Series = pd.to_datetime(text, errors="coerce", utc=True, format=column.format or "ISO8601")
+    else:
+        rule = "a number"
+        plain = plain.mask(plain.isin(list(column.missing_texts))) if column.missing_texts else plain
+        parsed = pd.Series(np.nan, plain.index) if is_time else pd.to_numeric(plain, errors="coerce").astype("float64")
+    bad = parsed.isna() & plain.notna()
+    if bad.any() or (is_time and column.kind == "numeric"):
+        row = int(np.argmax(bad.to_numpy()))
+        value = str(values.iloc[row])[:80]
+        raise UserError(f"{where}, row {row + 1}: {column.name!r} must be {rule}, got {value!r}")
+    return parsed
 
 
 def unseen(table: pd.DataFrame, schema: Schema) -> dict[str, pd.Series]:
-    """Values that training did not see and their counts, by categorical column of a validated table."""
+    """Count the values of each categorical column of a checked `table` that training never saw."""
     found = {}
     for column in schema.of_kind("categorical"):
         values = table[column.name].dropna()
@@ -92,10 +65,10 @@ def unseen(table: pd.DataFrame, schema: Schema) -> dict[str, pd.Series]:
     return found
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, [str(column) for column in known], n=3, cutoff=0.4)
-    return (
-        f"; did you mean {' or '.join(map(repr, near))}?"
-        if near
-        else f"; it has {', '.join(map(repr, list(known)[:8]))}"
-    )
+def nearest(name: str, known: Iterable[object]) -> str:
+    """Suggest the names in `known` that resemble `name`, or list the first of them."""
+    names = [str(column) for column in known]
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    if near:
+        return f"; did you mean {' or '.join(map(repr, near))}?"
+    return f"; it has {', '.join(map(repr, names[:8]))}"

@@ -1,4 +1,4 @@
-"""Values of a column as text, dates or numbers, independent of how the file stored them."""
+"""Convert values to text, dates or numbers, independently of the type that the file stored them in."""
 
 from typing import Any
 
@@ -8,37 +8,34 @@ from pandas.api import types as dtypes
 
 
 def canonical(values: pd.Series) -> pd.Series:
-    """Values as text: 3, 3.0 and "3" become the same category; missing stays missing."""
+    """Convert values to text: 3, 3.0 and "3" become one category; missing values stay missing."""
     if dtypes.is_string_dtype(values.dtype) and not dtypes.is_object_dtype(values.dtype):
         return values
     if isinstance(values.dtype, pd.CategoricalDtype):
         names = canonical(pd.Series(values.cat.categories))
-        # Categories such as 1 and "1" become one, so that renaming the dtype would fail.
+        # Via codes, since two categories, such as 1 and "1", may become one, which a renamed dtype cannot hold.
         return names.reindex(values.cat.codes).set_axis(values.index).astype("str")
     try:
         unique = pd.unique(values.dropna())
     except TypeError:  # nested values of Parquet are not hashable
         return values.map(canonical_value, na_action="ignore").astype("str").where(values.notna())
-    spelled = {value: canonical_value(value) for value in unique}
-    return values.map(spelled).astype("str").where(values.notna())
+    texts = {value: canonical_value(value) for value in unique}
+    return values.map(texts).astype("str").where(values.notna())
 
 
 def canonical_value(value: Any) -> str:
-    if isinstance(value, np.timedelta64):  # a subclass of np.integer
-        return str(pd.Timedelta(value))
-    if isinstance(value, bool | np.bool_):
-        return str(bool(value))
-    if isinstance(value, int | np.integer):
-        return str(int(value))
-    if isinstance(value, np.datetime64):
-        return str(pd.Timestamp(value))
-    if isinstance(value, float | np.floating):
-        return str(int(value)) if float(value).is_integer() else repr(float(value))
+    match value:
+        case np.timedelta64():
+            return str(pd.Timedelta(value))
+        case np.datetime64():
+            return str(pd.Timestamp(value))
+        case float() | np.floating():
+            return str(int(value)) if float(value).is_integer() else repr(float(value))
     return str(value)
 
 
 def as_plain(values: pd.Series) -> tuple[pd.Series, str | None]:
-    """Objects and rare Parquet types as dates, numbers or text; the second value names types that cannot be converted."""
+    """Convert objects and rare types of Parquet to dates, numbers or text; also return the type that cannot be."""
     if isinstance(values.dtype, pd.CategoricalDtype):
         dtype: Any = values.cat.categories.dtype
         if values.isna().any() and (dtypes.is_integer_dtype(dtype) or dtypes.is_bool_dtype(dtype)):
@@ -46,10 +43,8 @@ def as_plain(values: pd.Series) -> tuple[pd.Series, str | None]:
         values = values.astype(dtype)
     if dtypes.is_timedelta64_dtype(values.dtype):
         return values.dt.total_seconds(), None
-    if dtypes.is_complex_dtype(values.dtype):
-        return values, "complex"
     if not dtypes.is_object_dtype(values.dtype):
-        return values, None
+        return values, "complex" if dtypes.is_complex_dtype(values.dtype) else None
     kinds = {type(value).__name__ for value in values.dropna()}
     if kinds <= {"date", "datetime", "Timestamp"} and kinds:
         return pd.to_datetime(values), None

@@ -1,1 +1,1 @@
-"""What MLflow knows of a run, and how it gets there."""
+"""Log stage runs to MLflow without making a stage wait for it."""

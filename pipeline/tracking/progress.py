@@ -1,4 +1,4 @@
-"""Whether sending makes progress."""
+"""Measure how long sending to MLflow has stalled."""
 
 import time
 from collections.abc import Iterator
@@ -6,24 +6,25 @@ from contextlib import contextmanager
 
 
 class Progress:
-    """Since when sending has stood still."""
+    """The time since sending last made progress."""
 
     def __init__(self) -> None:
-        self._last, self.is_at_work = time.monotonic(), False
+        self._last, self.is_working = time.monotonic(), False
 
     def made(self) -> None:
         self._last = time.monotonic()
 
     @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """What is done here takes its time, but waits for nobody."""
-        self.is_at_work = True
+    def working(self) -> Iterator[None]:
+        """Run slow local work, which counts as progress: it waits for no server."""
+        self.is_working = True
         try:
             yield
         finally:
-            self.is_at_work = False
+            self.is_working = False
             self.made()
 
     @property
-    def standing(self) -> float:
-        return 0.0 if self.is_at_work else time.monotonic() - self._last
+    def stalled(self) -> float:
+        """Seconds without progress."""
+        return 0.0 if self.is_working else time.monotonic() - self._last

@@ -1,7 +1,4 @@
-"""The database or server that runs go to: its address, its client, its experiment.
-
-MLflow takes seconds to import, so that it is imported where it is used.
-"""
+"""Find, create and open the MLflow database or server. MLflow takes seconds to import, so only functions import it."""
 
 import itertools
 import logging
@@ -22,9 +19,9 @@ from pipeline.tracking.identity import project_root
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-DATABASE_SECONDS = 20.0  # in which another process has made the database
+DATABASE_SECONDS = 20.0  # the longest wait for another process that creates the database
 Working = Callable[[], AbstractContextManager[None]]
-# A dead server is known in seconds, not in minutes, and nothing is sent elsewhere. `Writer` retries without duplicates.
+# Fail within seconds, not minutes: `Writer` retries without duplicates. Send nothing to anybody else.
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -36,30 +33,29 @@ ENVIRONMENT = {
 
 def tracking_uri(tracking: Tracking) -> str:
     """The variable MLFLOW_TRACKING_URI, else the parameter, else a database in the project."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or tracking.uri
-    return uri or f"sqlite:///{project_root() / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or tracking.uri or f"sqlite:///{project_root() / 'mlflow.db'}"
 
 
 def connect(uri: str) -> "MlflowClient":
-    """MLflow's client for a database or server, with the settings of `ENVIRONMENT`."""
+    """An MLflow client for a database or server, with the settings of `ENVIRONMENT`."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
-    logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # it logs the traceback of what it raises
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # it logs the traceback of each error that it raises
     logging.getLogger("alembic").setLevel(logging.ERROR)
     return MlflowClient(uri)
 
 
 def make_own_database(tracking: Tracking, working: Working = nullcontext) -> None:
-    """Where runs go to the project's own database: see that there is one."""
+    """Create the project's own database if runs go there and it is missing."""
     own = project_root() / "mlflow.db"
     if tracking_uri(tracking) == f"sqlite:///{own}":
         make_database(own, working)
 
 
 def make_database(path: Path, working: Working = nullcontext) -> None:
-    """A whole database or none: made under another name, behind a lock, then renamed."""
+    """Create a complete database or none: under another name, holding a lock, then renamed."""
     if path.exists():
         return
     with FileLock(path.with_suffix(".lock"), timeout=DATABASE_SECONDS), working():
@@ -67,40 +63,38 @@ def make_database(path: Path, working: Working = nullcontext) -> None:
             return
         temporary = path.with_suffix(".new")
         temporary.unlink(missing_ok=True)
-        for database, left in itertools.product((temporary, path), ("-journal", "-wal", "-shm")):
-            database.with_name(database.name + left).unlink(
-                missing_ok=True
-            )  # SQLite would play it back into the new one
+        for database, suffix in itertools.product((temporary, path), ("-journal", "-wal", "-shm")):
+            Path(f"{database}{suffix}").unlink(missing_ok=True)  # or SQLite would replay it into the new database
         with quiet():
             connect(f"sqlite:///{temporary}").search_experiments(max_results=1)
         temporary.replace(path)
 
 
 def experiment_id(client: "MlflowClient", name: str) -> str:
-    """The experiment of this name, made if it is missing."""
+    """The id of an experiment, created if it is missing."""
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
     if found is None:
-        # A bare sqlite URI would put artifacts under whatever folder the process runs in.
+        # A bare sqlite URI would put artifacts under the folder in which the process runs.
         location = (project_root() / "mlruns").as_uri() if client.tracking_uri.startswith("sqlite:") else None
         try:
             return str(client.create_experiment(name, artifact_location=location))
         except MlflowException:
             found = client.get_experiment_by_name(name)
-            if found is None:  # else another stage was faster
+            if found is None:  # else another stage created it first
                 raise
     return str(found.experiment_id)
 
 
 def is_tracked(tracking: Tracking, key: str) -> bool:
-    """Whether MLflow has a finished run with this `stage.key`. Raises `UserError` if it does not answer."""
+    """True if MLflow has a finished run with this `stage.key`; raises `UserError` if it does not answer."""
     from mlflow.exceptions import MlflowException
 
-    which = f"tags.`stage.key` = '{key}' and attributes.status = 'FINISHED'"
+    query = f"tags.`stage.key` = '{key}' and attributes.status = 'FINISHED'"
     try:
         client = connect(tracking_uri(tracking))
-        return bool(client.search_runs([experiment_id(client, tracking.experiment)], which, max_results=1))
+        return bool(client.search_runs([experiment_id(client, tracking.experiment)], query, max_results=1))
     except MlflowException as error:
         raise UserError(f"{no_answer(tracking)} ({reason(error)})") from None
 
@@ -110,29 +104,27 @@ def no_answer(tracking: Tracking) -> str:
 
 
 def reason(error: Exception) -> str:
-    said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-    return without_secret(next(iter(said.splitlines()), type(error).__name__))[:160]
+    """The first line of an error's message, shortened and without secrets."""
+    message = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+    return without_secret(next(iter(message.splitlines()), type(error).__name__))[:160]
 
 
 def serve(tracking: Tracking, port: int) -> None:
-    """The MLflow UI on the project's runs, on loopback only, until it is interrupted.
-
-    Raises `UserError` if the runs are on a server, which has a UI of its own.
-    """
+    """Replace this process by the MLflow UI, on loopback only; raises `UserError` if the runs are on a server."""
     uri = tracking_uri(tracking)
     if uri.startswith(("http://", "https://")):
         raise UserError(f"the runs of this project are on a server: open {without_secret(uri)}")
     make_own_database(tracking)
-    print(f"MLflow UI: http://127.0.0.1:{port} in some 20 seconds (Ctrl-C ends it)", flush=True)
+    print(f"MLflow UI: http://127.0.0.1:{port}, ready in about 20 seconds; stop it with Ctrl-C", flush=True)
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # not on the command line, where everybody could read its password
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # on the command line, every user could read its password
     command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     os.execv(sys.executable, [sys.executable, "-m", *command])
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """MLflow announces every database migration and model version."""
+    """Hide MLflow's messages about database migrations and model versions."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

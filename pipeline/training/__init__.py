@@ -1,1 +1,1 @@
-"""How a network learns."""
+"""Training: loop, checkpoints, calibration."""

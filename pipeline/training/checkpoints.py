@@ -1,4 +1,4 @@
-"""Where training stands, on disk: what was interrupted goes on from there, to the bytes it would have had."""
+"""Training state on disk: an interrupted stage resumes from it and writes the same bytes as an uninterrupted one."""
 
 import hashlib
 import json
@@ -18,42 +18,41 @@ from pipeline.core import files
 from pipeline.training.loop import Epoch, Member, OnEpoch, mean_history
 
 FORMAT = 1
-SECONDS, SHARE = 2.0, 0.03  # between two checkpoints, at least; of the time that may go into them
-LOCK_SECONDS = 5.0  # in which the workers of a killed search have ended, and let go of its lock
+SECONDS, SHARE = 2.0, 0.03  # minimum time between checkpoints; maximum share of the time spent on them
+LOCK_SECONDS = 5.0  # enough for the workers of a killed search to end and release its lock
 STALE_DAYS = 7
-KEYS = "[0-9a-f]" * 32  # folders with other names are somebody else's
+KEYS = "[0-9a-f]" * 32  # folders with other names are not removed
 
 
 class Checkpoints:
-    """The checkpoints of one stage and key. What has another key has other parameters, data or code, and is not looked at.
+    """The checkpoints of one stage and key; other parameters, data or code have another key.
 
-    Each is one file, replaced whole at the end of an epoch. Where the disk refuses, training goes on without them.
+    Each is one file, replaced atomically at the end of an epoch. If the disk is full, training continues without them.
     """
 
     def __init__(self, folder: Path, works: bool = True) -> None:
         self.folder, self._works = folder, works
         self._next = time.monotonic() + SECONDS
 
-    def keeping(self, name: str, members: Sequence[Member], on_epoch: OnEpoch = lambda row: None) -> OnEpoch:
-        """Bring `members` to where the checkpoint `name` has them, if there is one, and return an `on_epoch` that goes on
-        to keep them.
+    def resume(self, name: str, members: Sequence[Member], on_epoch: OnEpoch = lambda row: None) -> OnEpoch:
+        """Restore `members` from the checkpoint `name`, if there is one; return an `on_epoch` that saves them.
 
-        `on_epoch` is called for the epochs that are there already, too.
+        The given `on_epoch` is also called for the restored epochs.
         """
         if self._restore(name, members):
-            done = mean_history(members)
-            print(f"{name}: interrupted after epoch {len(done)}, goes on from there", flush=True)
-            for row in done:
+            restored = mean_history(members)
+            print(f"{name}: resumes after epoch {len(restored)}", flush=True)
+            for row in restored:
                 on_epoch(row)
 
-        def kept(row: Epoch) -> None:
+        def call_and_save(row: Epoch) -> None:
             on_epoch(row)
             self.save(name, members)
 
-        return kept
+        return call_and_save
 
     def save(self, name: str, members: Sequence[Member]) -> None:
-        """Write a checkpoint, unless the last one was just now."""
+        """Write a checkpoint, unless the last one is too recent."""
         begun = time.monotonic()
         if not self._works or begun < self._next:
             return
@@ -62,14 +61,14 @@ class Checkpoints:
             for k, member in enumerate(members)
             for name, tensor in member.tensors().items()
         }
-        state = {"format": FORMAT, "of": _of(members), "members": [member.progress() for member in members]}
+        state = {"format": FORMAT, "of": _identity(members), "members": [member.progress() for member in members]}
         tensors["state"] = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
         content = save(tensors)
         try:
             files.write_bytes(self.folder / f"{name}.safetensors", content + hashlib.sha256(content).digest())
         except OSError as error:
             self._works = False
-            print(f"no checkpoints from here on: {error.filename}: {error.strerror}", flush=True)
+            print(f"checkpoints disabled: {error.filename}: {error.strerror}", flush=True)
         now = time.monotonic()
         self._next = now + max(SECONDS, (now - begun) / SHARE)
 
@@ -79,12 +78,12 @@ class Checkpoints:
             return False
         found = _read(path)
         if found is None or found[0]["format"] != FORMAT:
-            print(f"{path} is damaged, and not used", flush=True)
+            print(f"{path} is damaged: training starts anew", flush=True)
             return False
         state, tensors = found
-        if state["of"] != _of(members):
-            # The key is found a moment after the parameters are read, and somebody may have edited them in between.
-            print(f"{path} is of other parameters or another device, and not used", flush=True)
+        if state["of"] != _identity(members):
+            # The key is computed after params.yaml is read, which may be edited in between.
+            print(f"{path} has other parameters or another device: training starts anew", flush=True)
             return False
         for k, (member, progress) in enumerate(zip(members, state["members"], strict=True)):
             own = {name.removeprefix(f"{k}."): each for name, each in tensors.items() if name.startswith(f"{k}.")}
@@ -97,12 +96,12 @@ NONE = Checkpoints(Path(), works=False)
 
 @contextmanager
 def opened(root: Path, stage: str, key: str) -> Iterator[Checkpoints]:
-    """The checkpoints of a stage with this key, below `root`; they are removed when the stage is done.
+    """Yield the checkpoints of a stage and key below `root`, and remove them once the stage succeeds.
 
-    Old ones of other keys are removed too.
+    Stale checkpoints of other keys are removed as well.
     """
     for other in (root / stage).glob(KEYS):
-        with suppress(FileNotFoundError):  # another experiment has just ended
+        with suppress(FileNotFoundError):  # another experiment may remove it
             if other.name != key and time.time() - other.stat().st_mtime > STALE_DAYS * 86_400:
                 shutil.rmtree(other, ignore_errors=True)
     folder = root / stage / key
@@ -111,18 +110,18 @@ def opened(root: Path, stage: str, key: str) -> Iterator[Checkpoints]:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=LOCK_SECONDS)
     except (Timeout, OSError) as error:
-        print(f"no checkpoints: {error}", flush=True)
+        print(f"checkpoints disabled: {error}", flush=True)
         yield Checkpoints(folder, works=False)
         return
     try:
         yield Checkpoints(folder)
-        shutil.rmtree(folder, ignore_errors=True)  # what cannot be removed does not undo the work
+        shutil.rmtree(folder, ignore_errors=True)  # a failed removal must not fail the stage
     finally:
         lock.release()
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """The plain state and the tensors of a checkpoint; None if it is not what was written."""
+    """Return the state and the tensors of a checkpoint; None if its checksum is wrong."""
     whole = path.read_bytes()
     content, digest = whole[:-32], whole[-32:]
     if hashlib.sha256(content).digest() != digest:
@@ -131,7 +130,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
     return json.loads(bytes(tensors.pop("state").tolist())), tensors
 
 
-def _of(members: Sequence[Member]) -> list[str]:
-    """What makes two trainings on the same data the same one."""
+def _identity(members: Sequence[Member]) -> list[str]:
+    """Return the properties that a checkpoint must share with the members that resume from it."""
     device = next(members[0].network.parameters()).device.type
     return [f"{m.seed} {device} {m.settings.model_dump_json()} {m.network}" for m in members]

@@ -1,17 +1,17 @@
-"""The learning rate of a step."""
+"""Learning rate schedules."""
 
 import math
 
 from pipeline.core.settings import Train
 
-ONECYCLE_START, ONECYCLE_END = 1 / 25, 1e-4  # of the peak, at the first and the last step
+ONECYCLE_START, ONECYCLE_END = 1 / 25, 1e-4  # of the peak rate at the first step, of the first rate at the last step
 
 
 def lr_factor(step: int, steps: int, settings: Train) -> float:
-    """The learning rate of a step, from 0 to `steps` - 1, as a share of `lr`.
+    """Return the learning rate of `step`, 0 to `steps` - 1, as a share of `lr`.
 
-    constant and cosine (Loshchilov & Hutter 2017, eq. 5) rise linearly over the share `warmup` of the steps; onecycle
-    (Smith & Topin 2018, with cosine arms as in torch's OneCycleLR) has its peak there.
+    constant and cosine (Loshchilov & Hutter 2017, eq. 5) rise linearly during the first `warmup` share of the steps;
+    onecycle (Smith & Topin 2018, with cosine arms as in torch's OneCycleLR) reaches its peak there.
     """
     last = max(steps - 1, 1)
     if settings.schedule == "onecycle":

@@ -50,7 +50,7 @@ def test_predict_writes_label_and_probabilities_in_the_order_of_the_rows(
     assert list(out.columns) == ["prediction", "probability_apple", "probability_pear"]
     assert out["prediction"].tolist()[:4] == ["apple", "pear", "apple", "pear"]
     shown = capsys.readouterr().out
-    assert "colour: 3 rows hold values that training never saw ('blue', 'pink')" in shown
+    assert "colour: 3 of 5 rows have a category unseen in training ('blue', 'pink')" in shown
     assert "predict 3/3" in shown
     command("predict", "models/train", "new.csv", "-o", "out.csv", monkeypatch=monkeypatch)
     pd.testing.assert_frame_equal(pd.read_csv("out.csv").round(4), expected.round(4), check_dtype=False, rtol=1e-3)
@@ -105,7 +105,7 @@ def test_adopt_without_a_search_says_what_to_run(
 
 
 @pytest.mark.usefixtures("finished")
-def test_show_has_a_line_a_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_has_a_row_per_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     command("show", monkeypatch=monkeypatch)
     shown = capsys.readouterr().out
     for word in ("train", "search", "finetune", "trees", "constant", "test.accuracy", "transfer.loss"):

@@ -1,4 +1,4 @@
-"""What is wrong is named with its remedy, and looking changes nothing; the faults of DVC's files are in tests/faults."""
+"""Each problem is reported with its remedy, and a diagnosis changes nothing; tests/faults has the faults of DVC's files."""
 
 import http.server
 import json
@@ -33,10 +33,7 @@ def found(check: str) -> list[Finding]:
 
 
 def tree(folder: Path) -> dict[str, tuple[int, int, int]]:
-    """Every file with its inode, size and time of change.
-
-    But for git's index, which git refreshes itself, and its objects, which a clone shares with where it comes from.
-    """
+    """Every file with its inode, size and time of change, except git's index, which git refreshes, and shared objects."""
     not_ours = (".git/index", ".git/objects/", "__pycache__")
     stats = {str(path): path.lstat() for path in folder.rglob("*")}
     return {
@@ -47,7 +44,7 @@ def tree(folder: Path) -> dict[str, tuple[int, int, int]]:
 
 
 @pytest.mark.slow
-def test_a_clone_is_looked_at_quickly_and_nothing_in_it_changes(tmp_path: Path) -> None:
+def test_the_doctor_is_quick_and_changes_nothing(tmp_path: Path) -> None:
     folder = clone(tmp_path / "clone", IRIS)
     call(folder, "dvc", "repro", "fetch")
     before = tree(folder)
@@ -57,19 +54,17 @@ def test_a_clone_is_looked_at_quickly_and_nothing_in_it_changes(tmp_path: Path) 
     assert tree(folder) == before
     assert "ok    packages\n" in said
     assert "\033" not in said
-    assert "wrong dvc.lock\n      dvc.lock does not have the outputs of prepare, baseline," in said
+    assert "wrong dvc.lock\n      dvc.lock lacks the outputs of prepare, baseline," in said
     assert "      remedy: dvc repro\n" in said
     assert said.count("remedy: ") == 1
-    assert said.endswith("to be mended: 1\n")
+    assert said.endswith("1 problem found\n")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "lacking", [["torch", "mlflow"], ["dvc"], ["pandas", "pydantic", "ruamel", "sklearn", "psutil"]]
 )
-def test_half_an_installation_is_enough_to_hear_what_is_missing(
-    project: Callable[..., Path], lacking: list[str]
-) -> None:
+def test_the_doctor_runs_without_some_packages_and_names_them(project: Callable[..., Path], lacking: list[str]) -> None:
     project(IRIS)
     code = f"import sys; sys.modules.update(dict.fromkeys({lacking})); sys.argv[1:] = ['doctor']; from pipeline.commands import cli; cli.main()"
     done = subprocess.run(
@@ -84,7 +79,7 @@ def test_half_an_installation_is_enough_to_hear_what_is_missing(
     assert 'remedy: python -m pip install --constraint constraints.txt --editable ".[test]"' in done.stdout
 
 
-def test_a_check_that_fails_is_named_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_that_raises_is_reported_and_the_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def halfway() -> Iterator[Finding]:
         yield Finding("one thing", "mend it")
         raise RuntimeError("a bug\nof ours")
@@ -109,7 +104,7 @@ def test_a_package_at_another_version_or_missing_is_named(tmp_path: Path, monkey
     Path("constraints.txt").write_text("torch==2.0.1\nno-such-thing==1.0\npandas==3.1.1\nnor-this==2\n")
     (finding,) = found("packages")
     assert "no-such-thing is missing" in finding.what
-    assert "not 2.0.1" in finding.what
+    assert "torch must be 2.0.1, got " in finding.what
     assert finding.remedy == "python -m pip install --constraint constraints.txt no-such-thing torch"
 
 
@@ -118,11 +113,12 @@ def test_programs_that_are_not_found_and_another_python_are_named(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     findings = found("programs")
-    assert [finding.what for finding in findings][:2] == ["git is not found", "dvc is not found"]
-    assert "stages would run in the Python of None" in findings[2].what
+    assert [finding.what for finding in findings][:2] == ["git is not on the PATH", "dvc is not on the PATH"]
+    assert findings[2].what.startswith("the python on the PATH, which runs the stages, must be in ")
+    assert findings[2].what.endswith(", got None")
 
 
-def test_a_folder_without_git_and_dvc_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_git_or_dvc_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert [finding.remedy for finding in found("repository")] == ["git init", "dvc init"]
     for finding in found("repository"):
@@ -130,7 +126,7 @@ def test_a_folder_without_git_and_dvc_is_told_so(tmp_path: Path, monkeypatch: py
     assert found("repository") == []
 
 
-def test_a_mistake_in_the_parameters_is_told_as_a_stage_tells_it(project: Callable[..., Path]) -> None:
+def test_invalid_parameters_are_reported(project: Callable[..., Path]) -> None:
     folder = project(IRIS)
     assert found("params.yaml") == []
     (folder / "params.yaml").write_text("seed: [\n")
@@ -138,17 +134,17 @@ def test_a_mistake_in_the_parameters_is_told_as_a_stage_tells_it(project: Callab
     assert "params.yaml, line" in finding.what
 
 
-def test_a_disk_without_room_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found("disk") == []
     monkeypatch.setattr(installation, "GIGABYTES", 1e9)
     (finding,) = found("disk")
-    assert "GB are left on this disk" in finding.what
+    assert "free disk space must be at least 1e+09 GB, got " in finding.what
 
 
 # ----------------------------------------------------------------------------------------------------------- tracking
 
 
-def test_a_database_is_well_or_told_to_be_damaged_locked_or_of_another_version(
+def test_a_damaged_locked_or_outdated_database_is_reported(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = project(IRIS) / "mlflow.db"
@@ -174,7 +170,7 @@ def test_a_database_is_well_or_told_to_be_damaged_locked_or_of_another_version(
     with sqlite3.connect(path) as writer:
         writer.execute("BEGIN IMMEDIATE")
         (finding,) = found("MLflow")
-        assert "locked for 0.5 s" in finding.what
+        assert "locked by another process for 0.5 s" in finding.what
     writer.close()
 
     with sqlite3.connect(path) as older:
@@ -204,7 +200,7 @@ def server(answer: Callable[[http.server.BaseHTTPRequestHandler], object]) -> It
         listening.shutdown()
 
 
-def test_a_server_is_well_or_told_to_be_down_broken_or_hanging(
+def test_a_server_that_is_down_broken_or_hanging_is_reported(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project(IRIS)
@@ -265,15 +261,15 @@ TORN = "dvc.lock", "cache", "outputs", "remotes", "bundles"
         pytest.param("AB" * 16, marks=pytest.mark.slow),
     ],
 )
-def test_a_sum_that_dvc_never_writes_becomes_no_path(built: Path, sum_of_all: str) -> None:
+def test_an_invalid_checksum_never_becomes_a_path(built: Path, sum_of_all: str) -> None:
     lock, victim = Path("dvc.lock"), built.parent / "victim"
     victim.write_text("x")
     lock.write_text(re.sub(r"(?<=md5: )\w{32}\.dir", sum_of_all, lock.read_text()))
     findings = {name: found(name) for name in TORN}
     assert not any("victim" in finding.remedy for some in findings.values() for finding in some)
     (finding,) = findings["dvc.lock"]
-    said = f"the sum of models/train is '{sum_of_all}', which DVC never writes"
-    assert finding == Finding(f"dvc.lock is torn: {said}", "rm dvc.lock && dvc repro")
+    said = f"the checksum of models/train must be an MD5, got '{sum_of_all}'"
+    assert finding == Finding(f"dvc.lock is damaged: {said}", "rm dvc.lock && dvc repro")
     call(built, "bash", "-c", finding.remedy)
     assert found("dvc.lock") == found("cache") == found("outputs") == []
 
@@ -287,14 +283,14 @@ def test_a_sum_that_dvc_never_writes_becomes_no_path(built: Path, sum_of_all: st
         {"relpath": "a"},
     ],
 )
-def test_a_listing_that_dvc_never_writes_is_named_and_not_followed(built: Path, row: dict[str, str]) -> None:
+def test_an_invalid_listing_is_reported_and_not_followed(built: Path, row: dict[str, str]) -> None:
     (built.parent / "victim").write_text("x")
     md5 = in_cache(Path(".dvc/cache"), json.dumps([row]).encode())
     lock = Path("dvc.lock")
     lock.write_text(re.sub(r"(?<=md5: )\w{32}\.dir", md5, lock.read_text()))
     listing = f".dvc/cache/files/md5/{md5[:2]}/{md5[2:]}"
     (damaged,) = found("cache")
-    assert damaged == Finding("models/train: its listing in DVC's cache is damaged", f"rm -f {listing}")
+    assert damaged == Finding("models/train: damaged in DVC's cache: the listing of its files", f"rm -f {listing}")
     (differs,) = found("outputs")
     for finding in (damaged, differs):
         call(built, "bash", "-c", finding.remedy)
@@ -302,7 +298,7 @@ def test_a_listing_that_dvc_never_writes_is_named_and_not_followed(built: Path, 
 
 
 @pytest.mark.slow
-def test_what_the_cache_does_not_have_whole_is_moved_aside_and_never_removed(built: Path) -> None:
+def test_an_output_that_the_cache_lacks_is_moved_aside_and_never_removed(built: Path) -> None:
     model, mine = Path("models/train/model.json"), b'{"mine": 1}'
     from_cache = "rm -r models/train && dvc checkout models/train"
     aside = "mkdir -p .state/broken && mv models/train .state/broken/models-train{} && dvc repro"
@@ -330,41 +326,41 @@ def test_what_the_cache_does_not_have_whole_is_moved_aside_and_never_removed(bui
     assert [finding.remedy for finding in found("bundles")] == [aside.format(".5")]
 
 
-def test_a_lock_of_dvc_is_removed_only_if_no_dvc_runs_here_that_may_hold_it(built: Path) -> None:
+def test_a_dvc_lock_is_removed_only_if_no_running_dvc_may_hold_it(built: Path) -> None:
     rwlock = Path(".dvc/tmp/rwlock")
-    elsewhere = "in a shared folder, see first that no dvc runs on the other machines"
+    elsewhere = "if machines share this folder, first check that none of them runs dvc"
     sleep = shutil.which("sleep")
     # One that is called dvc, and one that is not.
     with subprocess.Popen(["dvc", "60"], executable=sleep) as dvc, subprocess.Popen(["sleep", "60"]) as other:
         readers = [{"pid": other.pid, "cmd": "dvc repro"}, {"pid": dvc.pid, "cmd": "dvc repro"}]
         rwlock.write_text(json.dumps({"write": {}, "read": {"/x": readers}}))
-        assert found("locks of DVC") == []
+        assert found("DVC locks") == []
         rwlock.write_text("{")
-        (finding,) = found("locks of DVC")
-        assert finding.remedy == f"wait for process {dvc.pid}, a dvc, then look again"
+        (finding,) = found("DVC locks")
+        assert finding.remedy == f"wait until dvc, process {dvc.pid}, has ended; then run the doctor again"
         call(built, "dvc", "config", "core.hardlink_lock", "true")
         rwlock.write_text("{}")
         rwlock.with_name("lock").write_text("/x/0.lock")  # as DVC writes it: nobody's name
-        assert found("locks of DVC") == []
+        assert found("DVC locks") == []
         dvc.kill()
         dvc.wait()
 
-        said = f".dvc/tmp/lock was left by a dvc that has ended; {elsewhere}"
-        assert Finding(said, "rm .dvc/tmp/lock") in found("locks of DVC")
+        said = f".dvc/tmp/lock was left by a dvc process that has ended; {elsewhere}"
+        assert Finding(said, "rm .dvc/tmp/lock") in found("DVC locks")
         call(built, "bash", "-c", "rm .dvc/tmp/*lock && dvc config --unset core.hardlink_lock")
         rwlock.write_text(json.dumps({"write": {}, "read": {"/x": readers}}))
-        said = f".dvc/tmp/rwlock names process {other.pid}, which is not DVC's here; {elsewhere}"
-        assert found("locks of DVC") == [Finding(said, "rm .dvc/tmp/rwlock")]
+        said = f".dvc/tmp/rwlock names process {other.pid}, which is not dvc; {elsewhere}"
+        assert found("DVC locks") == [Finding(said, "rm .dvc/tmp/rwlock")]
         other.kill()
     rwlock.write_text("{")
-    (finding,) = found("locks of DVC")
-    assert finding == Finding(f".dvc/tmp/rwlock is torn, and DVC refuses to run; {elsewhere}", "rm .dvc/tmp/rwlock")
+    (finding,) = found("DVC locks")
+    assert finding == Finding(f".dvc/tmp/rwlock is damaged, and DVC refuses to run; {elsewhere}", "rm .dvc/tmp/rwlock")
 
 
 # ------------------------------------------------------------------------------------------------ what this project keeps
 
 
-def test_what_runs_what_waits_and_what_is_of_no_use_is_told(
+def test_running_stages_unsent_runs_and_stale_checkpoints_are_reported(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, host = project(IRIS), socket.gethostname()
@@ -380,13 +376,13 @@ def test_what_runs_what_waits_and_what_is_of_no_use_is_told(
     assert finding.remedy == "rm -r .state/checkpoints/fetch/0"
     call(folder, "bash", "-c", finding.remedy)
     assert found(".state") == []
-    root = folder / journal.SPOOLS
+    root = folder / journal.JOURNALS
     refused = journal.begin(root, "fetch", "0")
     refused.append("run", status=None)
-    refused.put_aside("a reason")
+    refused.quarantine("a reason")
     (finding,) = found(".state")
-    assert finding.what == "1 runs were not taken by MLflow"
-    assert finding.remedy.startswith("it lies in .state/refused; ")
+    assert finding.what == "runs refused by MLflow: 1"
+    assert finding.remedy.startswith("repair .state/refused/*, move it back to .state/runs and run ")
     shutil.rmtree(folder / journal.REFUSED)
     journal.begin(root, "fetch", "0").append("run", status=None)
     (finding,) = found(".state")

@@ -1,4 +1,4 @@
-"""Runs rebuilt from what DVC versions say what the runs of the stages said."""
+"""Restored runs hold what the runs of the stages held."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from pipeline.commands.sync import sync
 from pipeline.core import config
 from pipeline.core.errors import UserError
 from pipeline.tracking import delivery, identity, store, writer
-from pipeline.tracking import journal as spools
+from pipeline.tracking import journal as journals
 from pipeline.tracking.progress import Progress
 from pipeline.tracking.runs import files_of
 from tests.support.chain import lock, run_chain
@@ -36,10 +36,10 @@ def git(*arguments: str) -> None:
 def to_cache(folder: Path, name: str) -> None:
     """Move an output from the working tree into DVC's cache."""
     cache = folder / ".dvc/cache/files/md5"
-    md5 = identity.content(Path(name))
+    md5 = identity.checksum(Path(name))
     listing = []
     for relative, file in files_of(Path(name)).items():
-        one = identity.content(file)
+        one = identity.checksum(file)
         listing.append({"md5": one, "relpath": relative})
         (cache / one[:2]).mkdir(parents=True, exist_ok=True)
         shutil.copy(file, cache / one[:2] / one[2:])
@@ -48,7 +48,7 @@ def to_cache(folder: Path, name: str) -> None:
     shutil.rmtree(name)
 
 
-def test_a_database_that_is_gone_comes_back_from_what_dvc_has(
+def test_a_lost_database_is_restored_from_dvc(
     finished: Path, database: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = finished
@@ -58,13 +58,13 @@ def test_a_database_that_is_gone_comes_back_from_what_dvc_has(
     before = runs()
     sync()
     assert runs().keys() == before.keys()
-    assert "all 10 stages" in capsys.readouterr().out
+    assert "nothing to restore: 10 of 10 stages have a run" in capsys.readouterr().out
     assert {run.info.run_id for run in runs().values()} == {run.info.run_id for run in before.values()}
 
     forget(folder, database)
     to_cache(folder, "models/train")
     sync(all_commits=True)  # the commit has the same stages as the working tree, whose champion is the champion
-    assert "restored: 10 runs" in capsys.readouterr().out
+    assert "runs restored: 10\n" in capsys.readouterr().out
     after = runs()
     assert set(after) == set(before)
     client = MlflowClient(store.tracking_uri(config.load().tracking))
@@ -89,7 +89,7 @@ def test_a_database_that_is_gone_comes_back_from_what_dvc_has(
     assert client.get_model_version_by_alias("nycflights-arrival", "champion").version == 1
 
     sync()
-    assert "all 10 stages" in capsys.readouterr().out
+    assert "nothing to restore: 10 of 10 stages have a run" in capsys.readouterr().out
     assert {run.info.run_id for run in runs().values()} == {run.info.run_id for run in after.values()}
 
 
@@ -101,7 +101,7 @@ def test_a_database_that_is_gone_comes_back_from_what_dvc_has(
         pytest.param("refs/exps/ab/cdef0123456789/ashen-wine", marks=pytest.mark.slow),
     ],
 )
-def test_a_version_of_a_branch_a_tag_or_an_experiment_comes_back_too(
+def test_runs_of_branches_tags_and_experiments_are_restored(
     project: Callable[..., Path], database: Path, capsys: pytest.CaptureFixture[str], kept: str | None
 ) -> None:
     folder = project(IRIS)
@@ -132,10 +132,10 @@ def test_a_version_of_a_branch_a_tag_or_an_experiment_comes_back_too(
     capsys.readouterr()
     sync(all_commits=True)
     name = "ashen-wine" if "exps" in (kept or "") else commit[:7]
-    assert f"1 runs lack objects (fetch of {name}: data/raw): run dvc fetch" in capsys.readouterr().out
+    assert f"runs that lack objects: 1 (fetch of {name}: data/raw); run dvc fetch" in capsys.readouterr().out
     (folder / "elsewhere").rename(folder / ".dvc")
     sync(all_commits=True)
-    assert "restored: 1 runs" in capsys.readouterr().out
+    assert "runs restored: 1\n" in capsys.readouterr().out
     (wine,) = (run for run in all_runs() if run.info.run_id != iris.info.run_id)
     assert wine.data.params["data.source"] == "sklearn:wine"
     assert wine.data.metrics == {"table/rows": 178.0, "table/columns": 14.0}
@@ -143,7 +143,7 @@ def test_a_version_of_a_branch_a_tag_or_an_experiment_comes_back_too(
     assert wine.data.tags.get("dvc.exp") == ("ashen-wine" if "exps" in (kept or "") else None)
 
 
-def test_a_commit_whose_lock_is_torn_is_left_out(
+def test_a_commit_with_a_damaged_lock_is_skipped(
     project: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     project(IRIS)
@@ -155,8 +155,8 @@ def test_a_commit_whose_lock_is_torn_is_left_out(
     lock("fetch")
     sync(all_commits=True)
     said = capsys.readouterr().out
-    assert "left out: dvc.lock or params.yaml of " in said
-    assert "all 1 stages" in said
+    assert "skipped: dvc.lock or params.yaml of " in said
+    assert "1 of 1 stages have a run" in said
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_commit_whose_lock_is_torn_is_left_out(
         ("dvc.lock", b"stages: {fetch: {params: [1]}}"),
     ],
 )
-def test_a_commit_of_another_format_is_left_out(
+def test_a_commit_in_another_format_is_skipped(
     project: Callable[..., Path], capsys: pytest.CaptureFixture[str], file: str, content: bytes
 ) -> None:
     folder = project(IRIS)
@@ -183,12 +183,12 @@ def test_a_commit_of_another_format_is_left_out(
         Path(name).write_bytes(was)
     sync(all_commits=True)
     said = capsys.readouterr().out
-    assert "left out: dvc.lock or params.yaml of " in said
-    assert "all 1 stages" in said
+    assert "skipped: dvc.lock or params.yaml of " in said
+    assert "1 of 1 stages have a run" in said
 
 
 @pytest.mark.parametrize("content", ["[1]", '"text"', "\xff", "{}", "[" * 100_000])
-def test_a_stage_with_files_of_another_format_is_left_out_and_not_counted(
+def test_a_stage_with_files_in_another_format_is_skipped_and_not_counted(
     project: Callable[..., Path], capsys: pytest.CaptureFixture[str], content: str
 ) -> None:
     project(IRIS)
@@ -198,12 +198,12 @@ def test_a_stage_with_files_of_another_format_is_left_out_and_not_counted(
     lock("fetch", "prepare")
     sync()
     said = capsys.readouterr().out
-    assert "prepare of the working tree is not as this version writes it" in said
-    assert "all 1 stages" in said
+    assert "skipped prepare of the working tree: written by another version (" in said
+    assert "1 of 2 stages have a run" in said
     assert set(runs()) == {"fetch"}
 
 
-def test_a_commit_whose_parameters_have_an_empty_section_is_rebuilt_or_left_out(
+def test_a_commit_whose_parameters_have_an_empty_section_is_skipped(
     project: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = project(IRIS)
@@ -222,36 +222,38 @@ def test_a_commit_whose_parameters_have_an_empty_section_is_rebuilt_or_left_out(
     Path("dvc.lock").write_text(now)
     sync(all_commits=True)
     said = capsys.readouterr().out
-    assert "is not as this version writes it" in said
-    assert "all 1 stages" in said
+    assert ": written by another version (" in said
+    assert "1 of 2 stages have a run" in said
 
 
-def test_what_mlflow_does_not_take_is_put_aside_and_ends_a_sync_with_an_error(
+def test_a_refused_run_is_quarantined_and_sync_ends_with_an_error(
     project: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = project(IRIS)
     run_chain("fetch")
     lock("fetch")
-    spool = spools.begin(folder / spools.SPOOLS, "fetch", "key")
-    spool.append("run", name="fetch", experiment="nycflights", tags={})
-    spool.append("shiny")
-    spool.append("end", status="FINISHED")
-    spool.lock.release()
-    for said in ("tells of shiny, which this version", "all 1 stages"):
-        with pytest.raises(UserError, match=r"1 runs are not in MLflow, .* lies in \.state/refused"):
+    journal = journals.begin(folder / journals.JOURNALS, "fetch", "key")
+    journal.append("run", name="fetch", experiment="nycflights", tags={})
+    journal.append("shiny")
+    journal.append("end", status="FINISHED")
+    journal.lock.release()
+    for said in ("unknown event shiny, written by another version", "1 of 1 stages have a run"):
+        with pytest.raises(
+            UserError, match=r"runs refused by MLflow: 1; repair \.state/refused/\*, move it back to \.state/runs"
+        ):
             sync()
         assert said in capsys.readouterr().out
-    shutil.rmtree(folder / spools.REFUSED)
+    shutil.rmtree(folder / journals.REFUSED)
     sync()
 
 
-def test_spools_that_another_process_holds_for_long_are_named(
+def test_journals_locked_by_another_process_end_sync_with_an_error(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = project(IRIS)
-    (folder / spools.SPOOLS).mkdir(parents=True)
-    monkeypatch.setattr(spools, "LOCK_SECONDS", 0.1)
-    with FileLock(folder / spools.SPOOLS / "lock"), pytest.raises(UserError, match="another process is busy in"):
+    (folder / journals.JOURNALS).mkdir(parents=True)
+    monkeypatch.setattr(journals, "LOCK_SECONDS", 0.1)
+    with FileLock(folder / journals.JOURNALS / "lock"), pytest.raises(UserError, match="is in use by another process"):
         sync()
 
 
@@ -274,7 +276,7 @@ def send_at_once(deliveries: list[delivery.Delivery]) -> list[Exception]:
 
 
 @pytest.mark.slow
-def test_two_clones_that_rebuild_the_same_end_with_one_run_and_each_point_once(
+def test_two_clones_that_restore_the_same_run_make_one_run_with_each_point_once(
     finished: Path, database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = finished
@@ -282,17 +284,17 @@ def test_two_clones_that_rebuild_the_same_end_with_one_run_and_each_point_once(
     forget(folder, database)
 
     def twice(writer: writer.Writer, client: MlflowClient) -> None:
-        """Each spool by two, of which none finds a run yet."""
-        for spool in spools.waiting(writer._root):
-            shutil.copytree(spool.folder, folder / "clone" / spool.folder.name)
-            both = spool, spools.Spool(folder / "clone" / spool.folder.name)
+        """Send each journal from two processes at once, before either finds a run."""
+        for journal in journals.waiting(writer._root):
+            shutil.copytree(journal.folder, folder / "clone" / journal.folder.name)
+            both = journal, journals.Journal(folder / "clone" / journal.folder.name)
             errors = send_at_once([delivery.Delivery(client, one, Progress()) for one in both])
             for error in errors:  # what both wrote at the same moment
-                assert delivery.passes(error), error
+                assert delivery.is_transient(error), error
             for one in both if errors else ():
                 delivery.Delivery(client, one, Progress()).send()
-            spool.remove()
-            spool.lock.release()
+            journal.remove()
+            journal.lock.release()
 
     monkeypatch.setattr(writer.Writer, "_replay", twice)
     sync()
@@ -314,30 +316,35 @@ def test_names_that_lead_out_of_an_output_are_not_followed(project: Callable[...
     place = folder / f".dvc/cache/files/md5/{md5[:2]}/{md5[2:]}.dir"
     place.parent.mkdir(parents=True)
     place.write_bytes(listing)
-    assert objects.locked_sums(Path("data/raw"), f"{md5}.dir") is None
+    assert objects.locked_checksums(Path("data/raw"), f"{md5}.dir") is None
 
 
-def test_a_cached_object_that_differs_from_its_sum_is_not_used(
+def test_a_cached_object_that_differs_from_its_checksum_is_not_used(
     project: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = project(IRIS)
     Path("data/raw").mkdir()
     Path("data/raw/table.parquet").write_bytes(b"x")
-    md5 = identity.content(Path("data/raw"))
+    md5 = identity.checksum(Path("data/raw"))
     to_cache(folder, "data/raw")
     next(path for path in folder.glob(".dvc/cache/files/md5/*/*") if path.read_bytes() == b"x").write_bytes(b"y")
     stage = {"deps": [], "params": {"params.yaml": {"seed": 1}}, "outs": [{"path": "data/raw", "md5": md5}]}
     Path("dvc.lock").write_text(json.dumps({"stages": {"fetch": stage}}))
     sync()
-    assert "1 runs lack objects (fetch of the working tree: data/raw): run dvc pull" in capsys.readouterr().out
+    assert "runs that lack objects: 1 (fetch of the working tree: data/raw); run dvc pull" in capsys.readouterr().out
     assert runs() == {}
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [(None, "run dvc repro"), ("stages: [", "of the working tree is torn"), ("stages: 3", "is torn"), ("", "is torn")],
+    [
+        (None, "run dvc repro"),
+        ("stages: [", "of the working tree is damaged"),
+        ("stages: 3", "is damaged"),
+        ("", "is damaged"),
+    ],
 )
-def test_a_lock_that_is_missing_or_torn_is_named(project: Callable[..., Path], text: str | None, says: str) -> None:
+def test_a_missing_or_damaged_lock_is_reported(project: Callable[..., Path], text: str | None, says: str) -> None:
     project(IRIS)
     if text is not None:
         Path("dvc.lock").write_text(text)

@@ -1,4 +1,4 @@
-"""`python -m pipeline verify`: what it says of a project that repeats, and of one that does not."""
+"""`python -m pipeline verify` on projects that repeat and on projects that do not."""
 
 import json
 import re
@@ -41,7 +41,7 @@ def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> verify.Lock:
     return verify.split(verify.load_lock(), LOCK["stages"])[0]
 
 
-def test_stages_come_before_those_that_need_them_and_can_be_named(lock: verify.Lock) -> None:
+def test_stages_are_ordered_by_dependency_and_selected_by_name(lock: verify.Lock) -> None:
     assert list(lock) == ["fetch", "train", "evaluate@train"]
     assert verify.select(lock, None) == list(lock)
     assert verify.select(lock, "evaluate") == verify.select(lock, "evaluate@train") == ["evaluate@train"]
@@ -62,9 +62,9 @@ def test_stages_come_before_those_that_need_them_and_can_be_named(lock: verify.L
         f"stages: {{train: {{cmd: a, outs: [{{path: models/train, md5: {1:032x}}}], deps: [{{path: a, md5: AB}}]}}}}",
     ],
 )
-def test_a_torn_lock_says_what_to_do(tmp_path: Path, text: str) -> None:
+def test_a_damaged_lock_is_reported_with_its_remedy(tmp_path: Path, text: str) -> None:
     (tmp_path / "dvc.lock").write_text(text)
-    with pytest.raises(UserError, match="is torn: run git checkout"):
+    with pytest.raises(UserError, match="is damaged: run git checkout"):
         verify.load_lock(tmp_path / "dvc.lock")
     with pytest.raises(UserError, match="is missing: run dvc repro"):
         verify.load_lock(tmp_path / "none")
@@ -78,36 +78,36 @@ def test_a_torn_lock_says_what_to_do(tmp_path: Path, text: str) -> None:
         (
             {"train": ["train.lr", "pipeline/networks/build.py"]},
             {
-                "train": "stale: pipeline/networks/build.py, train.lr changed since; run dvc repro",
-                "evaluate@train": "stale: needs train, which is stale",
+                "train": "stale: pipeline/networks/build.py, train.lr changed; run dvc repro",
+                "evaluate@train": "stale: depends on train, which is stale",
             },
         ),
         ({"report": ["its command"]}, {"report": "stale: never ran; run dvc repro"}),
     ],
 )
-def test_what_changed_since_is_no_difference(
+def test_changed_stages_and_those_that_depend_on_them_are_stale(
     lock: verify.Lock, changed: dict[str, list[str]], expected: dict[str, str]
 ) -> None:
     assert verify.stale(lock, changed) == expected
 
 
-def test_an_input_that_the_lock_has_in_two_versions_is_stale(lock: verify.Lock) -> None:
+def test_a_stage_built_from_an_older_input_is_stale(lock: verify.Lock) -> None:
     newer: Any = json.loads(json.dumps(lock))
     newer["train"]["outs"][0]["md5"] = f"{1:032x}.dir"
-    assert verify.stale(newer, {}) == {"evaluate@train": "stale: models/train changed since; run dvc repro"}
+    assert verify.stale(newer, {}) == {"evaluate@train": "stale: models/train changed; run dvc repro"}
 
 
-def test_stages_that_need_each_other_are_no_lock(lock: verify.Lock) -> None:
+def test_stages_that_depend_on_each_other_are_a_damaged_lock(lock: verify.Lock) -> None:
     round_about: Any = json.loads(json.dumps(lock))
     round_about["fetch"]["deps"] = [{"path": "reports/train", "md5": SUM}]
-    with pytest.raises(UserError, match="is torn: run git checkout"):
+    with pytest.raises(UserError, match="is damaged: run git checkout"):
         verify.split(round_about, round_about)
 
 
-def test_a_listing_with_sums_or_names_that_dvc_never_writes_is_not_followed(
+def test_a_listing_with_invalid_checksums_or_names_is_not_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(objects, "_cache_folder", lambda project: tmp_path)
+    monkeypatch.setattr(objects, "cache_folder", lambda project: tmp_path / "files/md5")
     for rows, expected in [
         ([{"md5": "0" * 32, "relpath": "a/b"}], {"a/b": "0" * 32}),
         ([{"md5": "ab/../../../victim", "relpath": "a"}], None),
@@ -118,9 +118,9 @@ def test_a_listing_with_sums_or_names_that_dvc_never_writes_is_not_followed(
         (3, None),
     ]:
         md5 = in_cache(tmp_path, json.dumps(rows).encode())
-        assert objects.locked_sums(Path("out"), md5) == expected, rows
+        assert objects.locked_checksums(Path("out"), md5) == expected, rows
     (tmp_path / "victim").write_bytes(b"")
-    assert objects.locked_sums(Path("out"), "ab/../../../victim") is None
+    assert objects.locked_checksums(Path("out"), "ab/../../../victim") is None
     assert objects.locked_files(Path("out"), "ab/../../../victim.dir") is None
 
 
@@ -128,7 +128,7 @@ def test_a_listing_with_sums_or_names_that_dvc_never_writes_is_not_followed(
 def rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[str, str]]]:
     """`rebuilt(old=…, new=…, cached=…, kept=…)`: an output as it was in workspace or cache, beside as it is now."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(objects, "_cache_folder", lambda project: tmp_path / "cache")
+    monkeypatch.setattr(objects, "cache_folder", lambda project: tmp_path / "cache/files/md5")
 
     def write(folder: Path, contents: dict[str, bytes]) -> None:
         for name, content in contents.items():
@@ -140,8 +140,8 @@ def rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., li
     ) -> list[tuple[str, str]]:
         write(Path("models/train"), old)
         write(Path("clone/models/train"), new)
-        sums = objects.sums(Path("models/train"))
-        total = identity.content(Path("models/train"))
+        sums = objects.checksums(Path("models/train"))
+        total = identity.checksum(Path("models/train"))
         if cached:
             rows = json.dumps([{"md5": sums[name], "relpath": name} for name in sorted(sums)], sort_keys=True)
             for name, content in {total: rows.encode()}.items() | {(sums[n], c) for n, c in old.items()}:
@@ -153,7 +153,7 @@ def rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., li
 
 
 A, B = {"m/a.csv": b"x\n1\n", "b.bin": b"\x01\x02"}, {"m/a.csv": b"x\n1.5\n", "b.bin": b"\x01\x02"}
-NUMBER = ("models/train/m/a.csv", "by up to 0.5, at x, row 1: 1.5, was 1.0")
+NUMBER = ("models/train/m/a.csv", "differs by up to 0.5, at x, row 1: 1.5, was 1.0")
 
 
 def test_files_that_differ_are_named_from_workspace_or_cache(rebuilt: Callable[..., list[tuple[str, str]]]) -> None:
@@ -163,12 +163,12 @@ def test_files_that_differ_are_named_from_workspace_or_cache(rebuilt: Callable[.
     assert rebuilt(A, B, harm=lambda folder: shutil.rmtree(folder / "models")) == [NUMBER]
 
 
-def test_files_that_come_or_go_are_named(rebuilt: Callable[..., list[tuple[str, str]]]) -> None:
+def test_new_and_missing_files_are_named(rebuilt: Callable[..., list[tuple[str, str]]]) -> None:
     new = {"m/c.csv": b"", "b.bin": b"\x01\x02"}
-    assert rebuilt(A, new) == [("models/train/m/a.csv", "was not made"), ("models/train/m/c.csv", "is new")]
+    assert rebuilt(A, new) == [("models/train/m/a.csv", "is missing"), ("models/train/m/c.csv", "is new")]
 
 
-def test_without_the_original_only_sums_are_compared(rebuilt: Callable[..., list[tuple[str, str]]]) -> None:
+def test_without_the_original_only_checksums_are_compared(rebuilt: Callable[..., list[tuple[str, str]]]) -> None:
     def flip(folder: Path) -> None:
         shutil.rmtree(folder / "models")
         for file in (folder / "cache").rglob("*"):
@@ -177,7 +177,7 @@ def test_without_the_original_only_sums_are_compared(rebuilt: Callable[..., list
 
     ((file, how),) = rebuilt(A, B, harm=flip)
     assert file == "models/train/m/a.csv"
-    assert how.startswith("its sum is ")
+    assert how.startswith("checksum ")
     assert how.endswith("no original to compare with")
 
 
@@ -187,15 +187,15 @@ def test_without_the_listing_the_folder_is_named(rebuilt: Callable[..., list[tup
     assert how.endswith(".dir; no original to compare with")
 
 
-def test_what_was_not_made_is_said(rebuilt: Callable[..., list[tuple[str, str]]]) -> None:
-    assert rebuilt(A, {}) == [("models/train", "was not made")]
+def test_a_missing_output_is_named(rebuilt: Callable[..., list[tuple[str, str]]]) -> None:
+    assert rebuilt(A, {}) == [("models/train", "is missing")]
 
 
 # ------------------------------------------------------------------------------------------------- a real project
 
 
 @pytest.mark.slow
-def test_what_dvc_yaml_does_not_say_is_not_run(
+def test_only_commands_in_dvc_yaml_are_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tiny(tmp_path / "project"))
@@ -205,7 +205,7 @@ def test_what_dvc_yaml_does_not_say_is_not_run(
     renamed = {"cmd": f"touch {victim}", "outs": [{"path": "models/train", "md5": SUM}]}
     Path("dvc.lock").write_text(json.dumps(whole | {"stages": whole["stages"] | {"fit": renamed, "old": renamed}}))
     assert verify.verify() == [verify.Verdict("train", 1, [])]
-    assert capsys.readouterr().out.startswith("no longer in dvc.yaml, and not run: fit, old\n")
+    assert capsys.readouterr().out.startswith("skipped, no longer in dvc.yaml: fit, old\n")
     with pytest.raises(UserError, match="--stage must be one of train, got fit"):
         verify.verify("fit")
 
@@ -218,7 +218,7 @@ def test_what_dvc_yaml_does_not_say_is_not_run(
         Path("dvc.yaml").write_text(config.dump_yaml(stages, YML))
         Path("dvc.lock").write_text(json.dumps(whole | {"stages": {"train": changed}}))
         (verdict,) = verify.verify()
-        assert verdict.text == "stale: its command changed since; run dvc repro"
+        assert verdict.text == "stale: its command changed; run dvc repro"
     assert not victim.exists()
 
 
@@ -234,7 +234,9 @@ def small(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_small_project_repeats_and_what_does_not_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_project_is_identical_and_changed_files_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, temporary = small(tmp_path / "project"), tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
@@ -259,7 +261,9 @@ def test_a_small_project_repeats_and_what_does_not_is_named(tmp_path: Path, monk
     said = call(folder, "python", "-m", "pipeline", "verify", "--stage", "train", status=1)
     assert "0 of 1 stages identical" in said
     assert "models/train/history.csv: columns epoch" in said
-    (size,) = re.findall(rf"model.safetensors: {name}: 1 of {tensors[name].size:,} numbers, by up to (\S+),", said)
+    (size,) = re.findall(
+        rf"model.safetensors: {name}: 1 of {tensors[name].size:,} numbers differ, by up to (\S+),", said
+    )
     assert float(size) == pytest.approx(1e-6, rel=0.2)  # as far as a float32 can be that far
 
     params = folder / "params.yaml"

@@ -1,4 +1,4 @@
-"""`params.yaml` in, a frozen `Config` or one clear line out."""
+"""Parameters load as a frozen `Config` or are refused in one clear line."""
 
 import copy
 import json
@@ -23,11 +23,11 @@ LEAVES = config.flatten(VALUES)
 
 @pytest.fixture
 def params(tmp_path):
-    """Write `params.yaml` with some texts replaced, and give its path."""
+    """Return a function that writes `params.yaml` with some texts replaced and returns its path."""
 
     def write(*replaced: tuple[str, str], text: str = SHIPPED) -> Path:
         for old, new in replaced:
-            assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in params.yaml"
+            assert text.count(old) == 1, f"{old!r} occurs {text.count(old)} times in params.yaml"
             text = text.replace(old, new)
         path = tmp_path / "params.yaml"
         path.write_text(text, encoding="utf-8")
@@ -52,7 +52,7 @@ def line_of(path: Path, text: str) -> str:
 def test_shipped_parameters_load_as_written(params):
     loaded = config.load(params())
     expected = config.nest({n: STRONG[n] if v == "preset" else v for n, v in config.flatten(VALUES).items()})
-    expected["search"]["space"] = VALUES["search"]["space"]  # whose names have dots of their own
+    expected["search"]["space"] = VALUES["search"]["space"]  # its names contain dots
     assert loaded.model_dump(mode="json", by_alias=True, exclude_unset=True) == expected
 
 
@@ -62,7 +62,7 @@ def test_left_out_sections_get_defaults():
     assert (loaded.seed, loaded.model, loaded.train) == (42, Model(), Train(preset="textbook"))
 
 
-def test_the_word_preset_and_a_missing_value_stand_for_those_of_the_preset():
+def test_preset_and_missing_values_are_replaced_by_the_values_of_the_preset():
     given: tuple[dict[str, Any], ...] = (
         {},
         {"train": {}},
@@ -100,7 +100,7 @@ def test_auto_sizes_follow_the_number_of_rows(n_rows, batch_size, epochs):
 @pytest.mark.parametrize(
     "name", ["train.epochs", "train.patience", "train.overfit.rows", "model.ensemble", "train.preset"]
 )
-def test_a_parameter_that_no_trial_heeds_is_not_searched(params, name):
+def test_a_parameter_without_effect_on_a_trial_cannot_be_searched(params, name):
     path = params(("    train.lr: {", f"    {name}: {{low: 2, high: 3}}\n    train.lr: {{"))
     assert f"search.space.{name} has no effect on a trial" in refusal(path)
 
@@ -159,7 +159,7 @@ def test_config_cannot_be_changed(params):
         ("values: [LGA]", "values: [[1]]", ["data.transfer.values.0", "got [1]"]),
     ],
 )
-def test_mistake_is_told_with_line_dotted_name_and_value(params, old, new, said):
+def test_an_error_names_line_dotted_name_and_value(params, old, new, said):
     path = params((old, new))
     message = refusal(path)
     assert line_of(path, new.lstrip("\n")) in message, message
@@ -167,7 +167,7 @@ def test_mistake_is_told_with_line_dotted_name_and_value(params, old, new, said)
         assert words in message, message
 
 
-def test_every_kind_of_transfer_value_is_offered_when_a_nested_one_is_refused(params):
+def test_a_nested_transfer_value_is_refused_with_every_allowed_type(params):
     message = refusal(params(("values: [LGA]", "values: [[1]]")))
     assert "must be a valid boolean or must be a valid integer" in message
 
@@ -226,7 +226,7 @@ def test_an_embedding_has_an_upper_bound(params):
         "runs/../../runs",
     ],
 )
-def test_runs_cannot_be_sent_outside_of_the_project_by_a_parameter(params, uri):
+def test_a_tracking_database_outside_of_the_project_is_refused(params, uri):
     message = refusal(params(("{uri: null,", f"{{uri: {json.dumps(uri)},")))
     assert "tracking.uri" in message
     assert "set the variable MLFLOW_TRACKING_URI" in message
@@ -275,8 +275,8 @@ def test_transfer_that_is_neither_or_both_is_refused(params, source):
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("seed: 42", "seed: 42\nseed: 43", "line 4: seed stands twice"),
-        ("  lr: preset", "  lr: 0.05\n  lr: 0.06", "line 37: lr stands twice"),
+        ("seed: 42", "seed: 42\nseed: 43", "line 4: duplicate key seed"),
+        ("  lr: preset", "  lr: 0.05\n  lr: 0.06", "line 37: duplicate key lr"),
         ("seed: 42", "seed: [42", "line 4: not YAML"),
         ("seed: 42", "\tseed: 42", "line 3: not YAML"),
         ("seed: 42", "seed: !point 3", "line 3: not YAML"),
@@ -303,7 +303,7 @@ def test_file_without_sections_is_refused(params, text):
     assert "must hold sections" in refusal(params(text=text))
 
 
-def test_missing_file_folder_and_other_encoding_are_told(tmp_path):
+def test_missing_file_folder_and_other_encoding_are_refused(tmp_path):
     path = tmp_path / "params.yaml"
     assert "is missing" in refusal(path)
     path.write_bytes("seed: é".encode("latin-1"))
@@ -316,7 +316,7 @@ def test_missing_file_folder_and_other_encoding_are_told(tmp_path):
 # ------------------------------------------------------------------------------------------------ replace and adopt
 
 
-def test_replace_changes_the_named_values_alone(params):
+def test_replace_changes_only_the_named_values(params):
     loaded = config.load(params())
     changed = config.replaced(loaded, {"train.lr": 0.2, "model.hidden": [8], "data.transfer": None})
     assert (changed.train.lr, changed.model.hidden, changed.data.transfer) == (0.2, (8,), None)

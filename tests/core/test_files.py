@@ -28,7 +28,7 @@ def test_replacing_keeps_the_name_so_that_writers_know_the_format(tmp_path):
 
 
 @pytest.mark.parametrize("before", [None, b"old"])
-def test_failed_writing_leaves_what_was_there(tmp_path, before):
+def test_a_failed_write_keeps_the_old_file(tmp_path, before):
     path = tmp_path / "file"
     if before is not None:
         path.write_bytes(before)
@@ -87,7 +87,7 @@ def test_json_text_reads_back_as_the_value(value):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {"a": [-float("inf")]}])
-def test_json_refuses_what_is_no_json(tmp_path, value):
+def test_json_refuses_nan_and_infinity(tmp_path, value):
     with pytest.raises(ValueError, match="JSON"):
         files.write_json(tmp_path / "x.json", value)
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""`portable: true`: whatever the processor, or the environment, would choose, the same code paths and so the same bytes."""
+"""With `portable: true`, every processor and environment uses the same code paths and gives the same bytes."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.portable import CPUINFO, pin
 from tests.support.imports import ROOT
 
-# As `python -m pipeline.stages train` begins: what launches a stage, before torch and NumPy.
+# Pins as `python -m pipeline.stages train` does, before torch and NumPy are imported.
 WORK = """
 import sys
 from pipeline.runtime import launch
@@ -36,13 +36,13 @@ parts = {
 sums = {name: hashlib.md5(part.tobytes()).hexdigest() for name, part in parts.items()}
 print(json.dumps({"sums": sums, "torch": torch.backends.cpu.get_cpu_capability()}))
 """
-# What a lesser or another processor would choose.
+# The choices of older processors and of other makers.
 OTHERS = [
     {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2", "OPENBLAS_CORETYPE": "Nehalem"},
     {"MKL_ENABLE_INSTRUCTIONS": "AVX2", "NPY_DISABLE_CPU_FEATURES": "X86_V3", "MKL_CBWR": "AVX2"},
 ]
-# The same on an Intel Xeon (Sapphire Rapids) and an AMD EPYC, with the versions of constraints.txt. NumPy's product, which no
-# stage asks for, is the same too, but on as many cores.
+# Equal on an Intel Xeon (Sapphire Rapids) and an AMD EPYC, with the versions of constraints.txt. NumPy's product, which no
+# stage uses, is equal only with the same number of cores.
 PINNED = {
     "torch product": "fbcf393ef7617d09996a2479943343e8",
     "torch sum": "2e6642cedc1540577cd24f19aaac5ec2",
@@ -73,15 +73,15 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], No
     return write
 
 
-needs_avx2 = pytest.mark.skipif(not CPUINFO.exists() or "avx2" not in CPUINFO.read_text(), reason="no AVX2 here")
+needs_avx2 = pytest.mark.skipif(not CPUINFO.exists() or "avx2" not in CPUINFO.read_text(), reason="needs AVX2")
 
 
 @pytest.mark.slow
 @needs_avx2
-def test_other_processors_would_differ_and_portable_makes_them_agree(here: Callable[[bool], None]) -> None:
+def test_portable_gives_the_same_bytes_on_other_processors(here: Callable[[bool], None]) -> None:
     usual = sums({})
     differ = {part for other in OTHERS for part, found in sums(other).items() if found != usual[part]}
-    # Or what follows would show nothing. The rest differs by make: MKL hears of other instructions from Intel's alone.
+    # Otherwise the test would prove nothing. The other parts differ by make: MKL obeys these variables only on Intel.
     assert differ >= {"torch's own", "numpy product"}
     here(True)
     pinned = sums({})
@@ -89,13 +89,15 @@ def test_other_processors_would_differ_and_portable_makes_them_agree(here: Calla
     assert [sums(other) for other in OTHERS] == [pinned] * len(OTHERS)
 
 
-def test_what_is_not_portable_is_left_alone(here: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_portable_the_environment_is_unchanged(
+    here: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = dict(os.environ)
     pin()
     assert dict(os.environ) == before
 
 
-def test_a_processor_without_the_paths_is_told_so(
+def test_a_processor_without_avx2_is_refused(
     here: Callable[[bool], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here(True)

@@ -36,7 +36,7 @@ def test_auroc_is_left_out_where_one_class_has_every_row(n_classes):
 
 
 @pytest.mark.parametrize("scale", [1.0, 77.5])
-def test_regression_scores_equal_those_of_scikit_learn_in_own_units(scale):
+def test_regression_scores_equal_those_of_scikit_learn_in_units_of_the_target(scale):
     y = torch.randn(N, generator=generator(0))
     guess = y + 0.5 * torch.randn(N, generator=generator(1))
     own, own_guess = scale * y.double().numpy() + 150, scale * guess.double().numpy() + 150

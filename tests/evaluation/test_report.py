@@ -25,7 +25,7 @@ CLASSIFIED = pytest.mark.parametrize("name", ["wine", "breast_cancer", "mixed"])
 
 
 def judged(name):
-    """Outputs of a network trained a little, and what they should be, on the training rows: enough for curves."""
+    """Return outputs, labels and target of a briefly trained network on its training rows, enough for curves."""
     of = samples.sample(name)
     built = samples.network(of, hidden=(4,))
     samples.train(built, of, samples.settings(epochs=2, lr=0.02))
@@ -70,14 +70,14 @@ def test_roc_curve_is_that_of_scikit_learn(name):
     for code, label in enumerate(target.classes):
         fpr, tpr, _ = reference.roc_curve(y == code, chances[:, code], drop_intermediate=False)
         found = table[f"tpr.{label}"].to_numpy()
-        # Where the curve rises straight up at a point of the grid, rounding chooses between foot and top.
+        # Where the curve is vertical at a grid point, rounding decides between its lower and upper end.
         assert (found >= np.interp(GRID - 1e-6, fpr, tpr) - 2e-5).all()
         assert (found <= np.interp(GRID + 1e-6, fpr, tpr) + 2e-5).all()
     assert table["tpr"].to_numpy() == pytest.approx(table.iloc[:, 2:].mean(axis=1).to_numpy(), abs=2e-6)
 
 
 @CLASSIFIED
-def test_precision_is_the_best_of_scikit_learns_at_each_recall_or_a_higher_one(name):
+def test_precision_is_the_best_of_scikit_learn_at_each_recall_or_a_higher_one(name):
     outputs, y, target = judged(name)
     chances = losses.predictions(outputs, target.task)
     table = report(outputs, y, target).tables["pr"]
@@ -85,7 +85,7 @@ def test_precision_is_the_best_of_scikit_learns_at_each_recall_or_a_higher_one(n
         precision, recall, _ = reference.precision_recall_curve(y == code, chances[:, code])
         found = table[f"precision.{label}"].to_numpy()
         for goal, value in zip(GRID, found, strict=True):
-            # Between two recalls that occur, anything between their precisions will do; the last point is a convention.
+            # Between two recalls, any value between their precisions is right; the last point is a convention.
             at_least = precision[:-1][recall[:-1] >= goal - 1e-6].max()
             below = recall[recall <= goal + 1e-6].max()
             at_most = precision[recall >= below - 1e-6].max()
@@ -100,21 +100,21 @@ def test_curves_of_a_perfect_model_are_perfect():
     assert (tables["pr"].iloc[:, 1:] == 1).all(axis=None)
 
 
-def test_precision_of_a_model_that_knows_nothing_is_the_share_of_the_class_at_full_recall():
+def test_precision_of_constant_outputs_is_the_share_of_the_class_at_full_recall():
     y = torch.tensor([0, 0, 0, 1])
     table = report(torch.zeros(4, 1), y, Target(name="y", task="binary", classes=("no", "yes"))).tables["pr"]
     assert table["precision.yes"].iloc[-1] == 0.25
     assert table["precision.no"].iloc[-1] == 0.75
 
 
-def test_a_class_without_test_rows_draws_no_curve():
+def test_a_class_without_test_rows_has_no_curve():
     outputs, y, target = made_up(("a", "b", "c", "d"))
     tables = report(outputs[y != 2], y[y != 2], target).tables
     assert list(tables["roc"].columns) == ["fpr", "tpr", "tpr.a", "tpr.b", "tpr.d"]
     assert list(tables["pr"].columns) == ["recall", "precision", "precision.a", "precision.b", "precision.d"]
 
 
-def test_calibration_bins_hold_mean_confidence_share_of_right_and_rows():
+def test_calibration_bins_hold_mean_confidence_accuracy_and_rows():
     chances = torch.tensor([[0.0, 1.0]] * 2 + [[0.02, 0.98]] * 3 + [[0.71, 0.29]] * 4)
     y = torch.tensor([1, 0, 1, 1, 0, 0, 0, 0, 1])
     outputs = torch.logit(chances[:, 1:], eps=1e-9).clamp(-60, 60)
@@ -126,14 +126,14 @@ def test_calibration_bins_hold_mean_confidence_share_of_right_and_rows():
 @CLASSIFIED
 def test_the_calibration_table_gives_the_calibration_error(name):
     outputs, y, target = judged(name)
-    found = report(outputs * 30, y, target)  # so sure that some confidences are 1
+    found = report(outputs * 30, y, target)  # some confidences become 1
     table = found.tables["calibration"]
     assert table["rows"].sum() == len(y)
     gaps = (table["confidence"] - table["accuracy"]).abs()
     assert found.scores["ece"] == pytest.approx((gaps * table["rows"]).sum() / len(y), abs=1e-5)
 
 
-def test_residuals_are_in_own_units():
+def test_residuals_are_in_units_of_the_target():
     outputs, y, target = judged("diabetes")
     of = samples.sample("diabetes")
     found = report(outputs, y, target)
@@ -175,7 +175,7 @@ def stored(folder, of, domains):
         ("other", "transfer", {"transfer.", "transfer.val."}),
     ],
 )
-def test_a_model_is_judged_in_the_domains_that_have_its_target(tmp_path, monkeypatch, transfer, asked, prefixes):
+def test_a_model_is_scored_in_the_domains_that_have_its_target(tmp_path, monkeypatch, transfer, asked, prefixes):
     of = samples.sample("iris")
     monkeypatch.chdir(tmp_path)
     stored(tmp_path, of, ["source", *(["transfer"] if transfer else [])])
@@ -253,6 +253,12 @@ def test_the_legend_of_the_curves_names_each_class():
     figures.curves(axes, tables["roc"], title="", xlabel="", ylabel="")
     assert [text.get_text().strip() for text in axes.get_legend().get_texts()][:2] == ["_low", "mid"]
     assert len(axes.get_legend().get_texts()) == 4
+
+
+def test_the_calibration_plot_names_its_lines():
+    axes = Figure().add_subplot()
+    figures.calibration(axes, pd.DataFrame({"confidence": [0.6, 0.9], "accuracy": [0.5, 1.0], "rows": [2, 3]}))
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["perfectly calibrated", "model"]
 
 
 def test_a_table_of_one_row_and_one_class_is_drawn(tmp_path):

@@ -1,4 +1,4 @@
-"""Hostile params.yaml by number: the shipped file, changed in ways that a person, a program or an enemy might."""
+"""Hostile params.yaml by number: the shipped file, changed as users, programs or attackers might change it."""
 
 import random
 import string
@@ -19,7 +19,7 @@ from pipeline.networks.bundle import Bundle
 from pipeline.stages.finetune import adapt
 from pipeline.stages.train import overfit
 from pipeline.training import loop
-from pipeline.training.fitted import calibrated
+from pipeline.training.calibration import calibrated
 from tests.support import samples
 from tests.support.imports import ROOT
 
@@ -91,7 +91,7 @@ NUMBERS = [
 
 
 def size(rng: random.Random) -> str:
-    """Sizes, rates and counts from none to absurd, for the kinds of network that heed them."""
+    """Set sizes, rates and counts from zero to absurd, for networks that use them."""
     tree = config.read_yaml(ROOT / "params.yaml")
     values: dict[str, Any] = {
         "model.numeric": rng.choice(["plain", "ple", "plr"]),
@@ -170,7 +170,7 @@ def structure(rng: random.Random) -> str | bytes:
 
 @cache
 def flights() -> pd.DataFrame:
-    """A few rows with columns that the shipped file names."""
+    """A small table with the columns that the shipped file names."""
     rng = np.random.default_rng(0)
     delay, carrier = rng.normal(size=150), rng.choice(["AA", "UA", "B6"], 150)
     return pd.DataFrame(
@@ -186,7 +186,7 @@ def flights() -> pd.DataFrame:
 
 
 def trained(settings: Config) -> None:
-    """A table prepared, the networks trained for two steps, and used: as the stages do it."""
+    """Prepare a table, train the networks for two steps and use them, as the stages do."""
     sample = samples.make(flights(), settings.data, settings.seed)
     settings = settings.sized(len(sample.train))
     rows = sample.train.take(torch.arange(min(len(sample.train), 2 * settings.train.rows_a_step)))
@@ -194,7 +194,7 @@ def trained(settings: Config) -> None:
     quick = settings.train.model_copy(
         update={"overfit": settings.train.overfit and settings.train.overfit.model_copy(update={"steps": 2})}
     )
-    with suppress(UserError):  # two steps are too few to learn by heart
+    with suppress(UserError):  # two steps are too few to overfit
         overfit.overfit_check(members[0].network, rows, quick, sample.target, seed=settings.seed)
     loop.fit(members, rows, sample.val, sample.target, until=1)
     networks = tuple(member.fitted for member in members)

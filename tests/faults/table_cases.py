@@ -1,4 +1,4 @@
-"""Hostile tables by number: what programs export, what damage does to it, and what an enemy would send."""
+"""Hostile tables by number: odd exports, damaged files and attacks."""
 
 import bz2
 import gzip
@@ -29,7 +29,7 @@ from pipeline.tables.raw import save_raw
 from tests.support import samples
 from tests.support.payload import Payload
 
-Made = tuple[str, bytes]  # a file name and what is in it
+Made = tuple[str, bytes]  # file name and content
 torch.set_num_threads(1)
 
 CELLS: dict[str, Callable[[random.Random], str]] = {
@@ -73,7 +73,7 @@ NAMES = ["", " ", "a", "a", "A", "1", "nan", "Unnamed: 0", "=1+1", "@x", "$x$", 
 
 def table(rng: random.Random, columns: int = 0, rows: int = -1) -> str:
     kinds = rng.choices(list(CELLS), k=columns or rng.randrange(1, 9))
-    if rng.random() < 0.8:  # mostly what gets through the reader, so that what comes after it is tried too
+    if rng.random() < 0.8:  # mostly cells that the reader accepts, to test the later steps too
         kinds = [kind if kind not in ("quoted", "terminal", "huge", "not a number") else "number" for kind in kinds]
     names = [rng.choice(NAMES) if rng.random() < 0.1 else f"c{place}" for place in range(len(kinds))]
     label = rng.choice(["text", "flag", "whole", "number", "formula", "mixed", "huge"])
@@ -171,7 +171,7 @@ PACK: dict[str, Callable[[bytes], bytes]] = {"gz": gzip.compress, "bz2": bz2.com
 
 @cache
 def bomb(kind: str) -> bytes:
-    """Some 100 MB of a table in a file of kilobytes."""
+    """Pack a table of about 100 MB into a file of kilobytes."""
     rows = b"1,x\n" * 2**19
     if kind == "zip":
         buffer = io.BytesIO()
@@ -206,7 +206,7 @@ def packed(rng: random.Random) -> Made:
 
 
 def stored(rng: random.Random) -> Made:
-    """Parquet of types that no CSV has, whole or torn."""
+    """Parquet with types that CSV lacks, whole or damaged."""
     n = 60
     columns: dict[str, Any] = {
         "nested": [[1, 2]] * n, "dict": [{"a": 1}] * n, "bytes": [b"\xff"] * n, "wide": np.arange(n).astype("uint64") + 2**63,
@@ -265,14 +265,14 @@ def case(number: int, folder: Path) -> None:
         save_raw(raw, folder / "raw.parquet")
         prepared = prepare(pd.read_parquet(folder / "raw.parquet"), None, settings.data, 0)
         assert describe(prepared.schema).replace("\n", "").isprintable()
-        if number % 4 == 0:  # one in ten of all: a third are prepared
+        if number % 4 == 0:  # about a tenth of all cases, since a third can be prepared
             trained(samples.sampled(prepared, settings.data, raw), settings, folder)
     finally:
         assert not (folder / "payload").exists(), "code in the file was run"
 
 
 def trained(of: samples.Sample, settings: Config, folder: Path) -> None:
-    """An epoch, the bundle, and the report with its plots."""
+    """Train an epoch, then write the bundle and the report with its plots."""
     network = samples.network(of, hidden=(4,))
     samples.train(network, of, samples.settings(epochs=1))
     bundle = Bundle((network.eval(),), settings.model, of.schema, of.target, of.preprocessor, {})

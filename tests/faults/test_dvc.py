@@ -1,4 +1,4 @@
-"""Faults around DVC: two at once, one killed, torn files, flipped bytes; and that what the doctor says to type mends them."""
+"""Faults around DVC: two at once, one killed, torn files, flipped bytes; the remedies of the doctor repair them."""
 
 import os
 import random
@@ -24,7 +24,7 @@ from tests.support.tally import Tally
 
 STAGES = ("fetch", "prepare", "train")
 OUTPUTS = ("data/raw", "data/prepared", "models/train")
-ABOUT_DVC = ("dvc.lock", "locks of DVC", "cache", "outputs", "remotes", "bundles")
+ABOUT_DVC = ("dvc.lock", "DVC locks", "cache", "outputs", "remotes", "bundles")
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +69,7 @@ def found() -> list[Finding]:
 
 
 def mended(folder: Path, like: Path) -> None:
-    """Type every remedy as it stands; then nothing is wrong, and nothing is left to do."""
+    """Run every remedy; then no problem is found, and no stage is stale."""
     for finding in found():
         call(folder, "bash", "-c", finding.remedy)
     assert found() == []
@@ -86,8 +86,8 @@ def flip(path: Path, rng: random.Random) -> None:
     path.chmod(mode)  # DVC trusts what is read-only in its cache
 
 
-def test_where_nothing_is_wrong_the_doctor_says_so(copy: Callable[[], Path]) -> None:
-    assert call(copy(), "python", "-m", "pipeline", "doctor").endswith("\nall is well\n")
+def test_all_checks_pass_in_a_sound_project(copy: Callable[[], Path]) -> None:
+    assert call(copy(), "python", "-m", "pipeline", "doctor").endswith("\nall checks passed\n")
 
 
 # ---------------------------------------------------------------------------------------------------- two at once
@@ -115,7 +115,7 @@ def training(folder: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
                 os.kill(stage, signal.SIGCONT)
 
 
-def test_a_second_repro_is_refused_and_the_first_ends_as_if_alone(
+def test_a_second_repro_is_refused_and_the_first_ends_unchanged(
     copy: Callable[[], Path], reproduced: Path, tally: Tally
 ) -> None:
     for _ in range(tally.times(1, 10)):
@@ -132,7 +132,7 @@ def test_a_second_repro_is_refused_and_the_first_ends_as_if_alone(
             assert content(folder) == content(reproduced)
 
 
-def test_where_dvc_was_killed_alone_its_stage_is_waited_for(
+def test_a_stage_whose_dvc_was_killed_blocks_the_next_repro(
     copy: Callable[[], Path], reproduced: Path, tally: Tally
 ) -> None:
     for _ in range(tally.times(1, 10)):
@@ -145,7 +145,7 @@ def test_where_dvc_was_killed_alone_its_stage_is_waited_for(
                 errors = [line for line in said if line.startswith("error: ")]
                 assert errors == [
                     f"error: stage train is still running here as process {stage}: "
-                    f"wait for it, or end it with kill {stage}; then dvc repro"
+                    f"wait for it, or end it with kill {stage}; then run dvc repro"
                 ]
                 assert "Traceback" not in "".join(said)
                 os.kill(stage, signal.SIGCONT)
@@ -174,7 +174,7 @@ def test_a_torn_rwlock_is_named_and_removed(copy: Callable[[], Path], reproduced
         path.unlink(missing_ok=True)
 
 
-def test_an_rwlock_left_by_a_process_whose_number_another_has_now(
+def test_an_rwlock_with_a_reused_process_id_is_removed(
     copy: Callable[[], Path], reproduced: Path, tally: Tally
 ) -> None:
     folder = copy()
@@ -188,7 +188,7 @@ def test_an_rwlock_left_by_a_process_whose_number_another_has_now(
         other.kill()
 
 
-def test_what_stands_in_the_lock_of_dvc_does_not_matter(copy: Callable[[], Path], tally: Tally) -> None:
+def test_the_content_of_the_dvc_lock_does_not_matter(copy: Callable[[], Path], tally: Tally) -> None:
     folder = copy()
     for text in ("", "\0" * 100):
         (folder / ".dvc/tmp/lock").write_text(text)
@@ -210,9 +210,7 @@ def test_a_hard_linked_lock_of_a_dvc_that_has_ended_is_named_and_removed(
             mended(folder, reproduced)
 
 
-def test_a_torn_dvc_lock_is_found_wherever_it_is_torn_and_comes_back(
-    copy: Callable[[], Path], reproduced: Path, tally: Tally
-) -> None:
+def test_a_torn_dvc_lock_is_found_and_restored(copy: Callable[[], Path], reproduced: Path, tally: Tally) -> None:
     folder = copy()
     path = folder / "dvc.lock"
     whole = path.read_bytes()
@@ -253,7 +251,7 @@ def objects(folder: Path) -> list[Path]:
     return sorted(file for file in folder.glob("files/md5/*/*") if file.stat().st_size)
 
 
-def test_a_flipped_byte_in_the_cache_is_found_though_dvc_calls_it_clean(
+def test_a_flipped_byte_in_the_cache_is_found_although_dvc_reports_none(
     copy: Callable[[], Path], reproduced: Path, tally: Tally
 ) -> None:
     folder = copy()
@@ -273,7 +271,7 @@ def test_a_flipped_byte_in_the_cache_is_found_though_dvc_calls_it_clean(
             mended(folder, reproduced)
 
 
-def test_a_flipped_byte_in_a_remote_is_found_and_pushed_anew(
+def test_a_flipped_byte_in_a_remote_is_found_and_pushed_again(
     copy: Callable[[], Path], reproduced: Path, tmp_path: Path, tally: Tally
 ) -> None:
     folder, remote = copy(), tmp_path / "remote"

@@ -1,6 +1,6 @@
-"""Whatever a file of data or params.yaml holds: a prepared table and a trained network, or one line.
+"""Hostile tables and params.yaml end in a prepared table and a trained network, or in one line.
 
-Of the tables that can be used every fourth is trained on; each params.yaml that is accepted trains on a small table.
+Every fourth usable table is trained on; each accepted params.yaml trains on a small table.
 """
 
 import pytest
@@ -8,20 +8,20 @@ import pytest
 from tests.faults import worker
 from tests.support.tally import Tally
 
-PARTS = 2  # of the same size, for two processes of pytest
+PARTS = 2  # equal parts, for two processes of pytest
 
 
 @pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize(
     ("cases", "fault"), [("table_cases", "hostile table"), ("params_cases", "hostile params.yaml")]
 )
-def test_anything_is_used_or_is_refused_in_one_line(cases: str, fault: str, part: int, tally: Tally) -> None:
+def test_hostile_input_is_used_or_refused_in_one_line(cases: str, fault: str, part: int, tally: Tally) -> None:
     n = tally.times(quick=50, torture=1000)
     rows = worker.tried(cases, part * n, (part + 1) * n)
     for row in rows:
         with tally.trial(f"{fault}: a result or a line within 10 s of CPU and 1 GB"):
             assert not row["lost"], row
-            # A network may be asked for that no memory holds; nothing in a table excuses that.
+            # Parameters may describe a network that exceeds the memory; a table must not.
             assert cases == "params_cases" or "not enough memory" not in row["said"], row
     refused = [row for row in rows if row["said"]]
-    assert n == len(rows) > len(refused) > n / 4  # both happen
+    assert n == len(rows) > len(refused) > n / 4  # enough cases are used, and enough refused

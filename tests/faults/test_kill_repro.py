@@ -54,6 +54,6 @@ def test_repro_ended_in_training_goes_on_from_its_checkpoint_to_the_same_lock(
             (folder / "dvc.lock").unlink()
             repro_until_a_checkpoint(folder, 0.1 * k, number)
             said = call(folder, *REPRO)
-            assert "interrupted after epoch" in said
+            assert "resumes after epoch" in said
             assert (folder / "dvc.lock").read_text() == lock
             assert not list(folder.glob(".state/checkpoints/train/*"))

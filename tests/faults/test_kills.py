@@ -75,7 +75,7 @@ def again(stage: str) -> dict[str, bytes]:
     are_there = bool(checkpoints_of(stage))
     Path("log.txt").write_text("")
     finished(stage)
-    assert ("interrupted after epoch" in Path("log.txt").read_text()) == are_there
+    assert ("resumes after epoch" in Path("log.txt").read_text()) == are_there
     assert not list(Path(".state/checkpoints").glob("*/*"))
     return content(OUTPUT[stage])
 
@@ -200,7 +200,7 @@ def anew(stage: str) -> dict[str, bytes]:
     assert checkpoints_of(stage)
     Path("log.txt").write_text("")
     finished(stage)
-    assert "interrupted" not in Path("log.txt").read_text()
+    assert "resumes after" not in Path("log.txt").read_text()
     assert checkpoints_of(stage)  # whose params or data may come back
     shutil.rmtree(Path(".state/checkpoints"))
     return content(OUTPUT[stage])
@@ -219,7 +219,7 @@ def test_a_disk_too_full_for_checkpoints_changes_no_byte(ready: Path, tally: Tal
             # A checkpoint holds weights, the best ones and the optimiser's memory; a database grows by pages.
             Path("log.txt").write_text("")
             finished("train", small_files(max(largest + 1, Path("mlflow.db").stat().st_size + 2**20)))
-            assert "no checkpoints from here on" in Path("log.txt").read_text()
+            assert "checkpoints disabled" in Path("log.txt").read_text()
             assert content(OUTPUT["train"]) == bundle
 
 
@@ -274,5 +274,5 @@ def test_a_loss_that_leaves_the_numbers_ends_in_one_line_each_time(ready: Path, 
             Path("log.txt").write_text("")
             assert ended(started("train")) == 1
             (line,) = [line for line in Path("log.txt").read_text().splitlines() if line.startswith("error")]
-            assert "no longer finite" in line
+            assert "became NaN or infinite" in line
             assert not (OUTPUT["train"] / "model.json").exists()

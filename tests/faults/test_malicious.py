@@ -1,4 +1,4 @@
-"""Files that somebody made to do harm: refused by name in one line, and nothing in them is run."""
+"""Malicious files are refused by name in one line, and no code in them runs."""
 
 import gzip
 import json
@@ -36,7 +36,7 @@ from tests.support.tally import Tally
 
 
 def poison(kind: str, payload: Path) -> bytes:
-    """A file that leaves `payload` behind wherever it is unpickled."""
+    """Return the content of a file that creates `payload` when it is unpickled."""
     path = payload.with_suffix(".poison")
     match kind:
         case "pickle":
@@ -59,7 +59,7 @@ KINDS = ("pickle", "torch", "old torch", "pt2", "numpy")
 
 
 def lying(content: bytes, rng: random.Random) -> bytes:
-    """A safetensors file whose header says something else than what follows it."""
+    """Return a safetensors file whose header contradicts its content."""
     length = int.from_bytes(content[:8], "little")
     header, rest = json.loads(content[8 : 8 + length]), content[8 + length :]
     name = rng.choice([name for name in header if name != "__metadata__"])
@@ -102,7 +102,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 
 
 def refused(load: Callable[[], Any], name: str, payload: Path) -> None:
-    """One line that a terminal can show, with the name of the file or its folder; nothing was run."""
+    """Check that loading fails in one printable line with the name of the file or its folder, and that no code ran."""
     try:
         with pytest.raises(UserError) as caught:
             load()
@@ -147,7 +147,7 @@ def test_a_pickle_in_a_bundles_place_is_refused(saved: Path, name: str, tmp_path
                 (saved / name).write_bytes(poison(kind, tmp_path / "payload"))
                 if signed and name != DESCRIPTION:
                     sign(saved)
-                if signed and name == HISTORY:  # which nobody reads
+                if signed and name == HISTORY:  # never read
                     load_bundle(saved)
                     assert not (tmp_path / "payload").exists()
                 else:
@@ -260,7 +260,7 @@ def test_json_that_would_fill_the_memory_is_refused(
             refused(load, path.name, payload)
 
 
-def test_a_tensor_header_that_lies_is_refused(saved: Path, prepared: Path, tmp_path: Path, tally: Tally) -> None:
+def test_a_false_tensor_header_is_refused(saved: Path, prepared: Path, tmp_path: Path, tally: Tally) -> None:
     rng = random.Random(0)
     for _ in range(tally.times(quick=20, torture=300)):
         places = [saved / WEIGHTS, prepared / "preprocessor.safetensors", prepared / "source/val.safetensors"]
@@ -317,7 +317,7 @@ ABSURD = {
 
 
 @pytest.mark.parametrize("what", ABSURD)
-def test_a_bundle_with_fitting_sums_that_describes_the_absurd_is_refused(
+def test_a_bundle_with_valid_checksums_and_absurd_sizes_is_refused(
     saved: Path, what: str, tmp_path: Path, tally: Tally
 ) -> None:
     with tally.trial("bundle with fitting sums and absurd sizes"):
@@ -341,7 +341,7 @@ def test_a_bundle_with_fitting_sums_that_describes_the_absurd_is_refused(
         ("network.9.bias", torch.zeros(8)),
     ],
 )
-def test_tensors_of_another_form_are_refused(
+def test_tensors_of_other_shapes_or_types_are_refused(
     saved: Path, name: str, tensor: torch.Tensor, tmp_path: Path, tally: Tally
 ) -> None:
     with tally.trial("bundle with fitting sums and other tensors"):
@@ -393,7 +393,7 @@ def test_a_link_that_leads_out_of_the_project_is_not_written_through(
         with tally.trial("output folder that is a link to outside"):
             refused(partial(files.write_text, Path(path), "x"), path, tmp_path / "payload")
     with tally.trial("output folder that is a link to outside"):
-        files.write_text(Path("file"), "ours")  # the link is replaced, not what it names
+        files.write_text(Path("file"), "ours")  # the link is replaced, not its target
         files.write_text(Path("within/b"), "x")
         assert (outside / "mine").read_text() == "mine"
         assert [entry.name for entry in outside.iterdir()] == ["mine"]
@@ -430,9 +430,7 @@ def test_a_stages_output_that_is_a_link_to_outside_is_never_written_through(tmp_
 FORMULAS = ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "'=1", " =1", "＝1"]
 
 
-def test_no_cell_that_we_write_is_a_formula_and_one_apostrophe_less_is_what_it_was(
-    tmp_path: Path, tally: Tally
-) -> None:
+def test_written_cells_are_never_formulas_and_lose_nothing(tmp_path: Path, tally: Tally) -> None:
     plain = ["a", "-1.5", "+3", "1e5", "a=b", "", "it's"]
     table = pd.DataFrame({name: [*FORMULAS, *plain] for name in [*FORMULAS, "plain"]}).assign(number=-1.5)
     with tally.trial("formula in a CSV that we write"):

@@ -1,4 +1,4 @@
-"""A secret is planted where a person might put one; afterwards it stands in no file, no output and no run."""
+"""Secrets planted where users might put them appear in no file, output or run."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ from tests.support import clones, samples
 from tests.support.params import write_params
 from tests.support.tally import Tally
 
-SECRET = "".join(["hunter2", "Zq9"])  # not in one piece in this file, which is searched too
+SECRET = "".join(["hunter2", "Zq9"])  # split, since this file is searched too
 WITH_SECRET = [
     "https://user:{}@host/t.csv",
     "https://{}@host/t.csv",
@@ -52,7 +52,7 @@ WITH_SECRET = [
     "https://host/t?resource_id={}",
     "https://host/t.csv?raw=true&mail={}@b",
 ]
-IN_NO_TEXT = ["https://user:a {}@host/t.csv", "https://user:a'{}@host/t.csv"]  # where a blank or a quote ends a URL
+IN_NO_TEXT = ["https://user:a {}@host/t.csv", "https://user:a'{}@host/t.csv"]  # a blank or a quote ends a URL in a text
 PUBLIC = [
     "https://host/t.csv?raw=true",
     "https://host/t?format=csv&gid=0#gid=0",
@@ -84,7 +84,7 @@ def test_an_address_with_a_secret_is_refused_and_not_repeated(
 
 
 @pytest.mark.parametrize("name", ["data.source", "tracking.uri"])
-def test_a_public_address_goes_on_working(project: Callable[..., Path], name: str) -> None:
+def test_a_public_address_is_accepted(project: Callable[..., Path], name: str) -> None:
     for address in PUBLIC:
         config.load(project({name: address}) / "params.yaml")
 
@@ -142,7 +142,7 @@ def test_an_address_where_a_path_belongs_is_refused_and_not_repeated(
         assert SECRET not in shown.out + shown.err
 
 
-def test_a_variable_in_an_address_is_read_where_it_is_used_alone(
+def test_a_variable_in_an_address_is_expanded_only_for_reading(
     server: tuple[str, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host, answers = server

@@ -1,4 +1,4 @@
-"""Tracking that is down, dies, errs or hangs: a stage ends in time, with the same bytes, and MLflow gets each event once."""
+"""A stage ends in time with the same bytes when tracking is down, dies, fails or hangs; MLflow gets each event once."""
 
 import http.server
 import os
@@ -20,7 +20,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.tracking import store
-from pipeline.tracking.journal import Spool
+from pipeline.tracking.journal import Journal
 from tests.support.params import IRIS
 from tests.support.runs import environment, forget, own, replay, runs
 from tests.support.tally import TORTURE, Tally
@@ -54,7 +54,7 @@ START = "import sys, time; from pipeline.tracking import runs, store; store.make
 
 @contextmanager
 def running(folder: Path, code: str, *arguments: str, uri: str | None = None) -> Iterator["subprocess.Popen[str]"]:
-    """A process past its start, which it tells by a line."""
+    """Yield a process once it has printed that it is running."""
     command = [sys.executable, "-c", code, *arguments]
     process = subprocess.Popen(
         command, cwd=folder, env=environment(uri), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -91,7 +91,7 @@ def run_stage(folder: Path, uri: str | None = None, waits: bool = True) -> None:
 
 
 def holds_once(uri: str, n_runs: int = 1) -> None:
-    """Each run, trial and step is there once."""
+    """Assert that MLflow holds each run, trial and step once."""
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("nycflights")
     assert experiment is not None
@@ -116,7 +116,7 @@ def free_port() -> int:
 
 @contextmanager
 def answering(seconds: float) -> Iterator[str]:
-    """A server that answers 500, after a while."""
+    """A server that answers 500 after some seconds."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def answer(self) -> None:
@@ -133,7 +133,7 @@ def answering(seconds: float) -> Iterator[str]:
         daemon_threads = True
 
         def handle_error(self, *_: object) -> None:
-            """A client that has given up is no news."""
+            """Ignore clients that have given up."""
 
     stopped = threading.Event()
     server = Server(("127.0.0.1", 0), Handler)
@@ -151,7 +151,9 @@ def answering(seconds: float) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("fault", "seconds"), [("tracking down", None), ("tracking answers 500", 0.0), ("tracking hangs 30 s", 30.0)]
 )
-def test_a_server_that_is_no_use(project: Callable[..., Path], tally: Tally, fault: str, seconds: float | None) -> None:
+def test_a_server_that_is_down_broken_or_hanging(
+    project: Callable[..., Path], tally: Tally, fault: str, seconds: float | None
+) -> None:
     folder = project(IRIS)
     for trial in range(tally.times(1, 10)):
         with tally.trial(fault):
@@ -167,7 +169,7 @@ def test_a_server_that_is_no_use(project: Callable[..., Path], tally: Tally, fau
 
 @contextmanager
 def server(folder: Path, port: int) -> Iterator["subprocess.Popen[bytes]"]:
-    """A real one, with its workers in a group of their own."""
+    """An MLflow server, with its workers in a process group of their own."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     places = [
         "--backend-store-uri",
@@ -199,7 +201,7 @@ def server(folder: Path, port: int) -> Iterator["subprocess.Popen[bytes]"]:
 
 @pytest.fixture
 def home(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Path:
-    """Where a server is at home, with a database that has nothing yet."""
+    """The folder of a server, with an empty database."""
     folder = tmp_path_factory.mktemp("server")
     shutil.copy(database, folder / "mlflow.db")
     return folder
@@ -283,16 +285,16 @@ def test_a_full_disk_under_the_database(project: Callable[..., Path], tally: Tal
             holds_once(own(folder), trial + 1)
 
 
-def test_a_spool_that_cannot_be_written(project: Callable[..., Path], tally: Tally) -> None:
+def test_a_journal_that_cannot_be_written(project: Callable[..., Path], tally: Tally) -> None:
     folder = project(IRIS)
     (folder / ".state").mkdir()
     for _ in range(tally.times(1, 10)):
-        with tally.trial("spool unwritable"):
+        with tally.trial("journal unwritable"):
             (folder / ".state/runs").unlink(missing_ok=True)
             (folder / ".state/runs").write_text("a file in its place")
             done = ran(folder, STAGE)
             assert done.returncode == 0, done.stderr
-            assert done.stdout.count("tracking: off, ") == 1
+            assert done.stdout.count("tracking: logging disabled, ") == 1
             assert not done.stderr
 
 
@@ -303,7 +305,9 @@ def killed_while_it_logs(folder: Path, slow: float, rng: random.Random) -> None:
         process.kill()
 
 
-def test_a_killed_stage_run_again_is_one_run_without_gap_or_double(project: Callable[..., Path], tally: Tally) -> None:
+def test_a_killed_stage_run_again_is_one_run_without_gaps_or_duplicates(
+    project: Callable[..., Path], tally: Tally
+) -> None:
     folder = project(IRIS)
     rng = random.Random(1)
     for trial in range(tally.times(2, 25)):
@@ -316,14 +320,14 @@ def test_a_killed_stage_run_again_is_one_run_without_gap_or_double(project: Call
             assert not list((folder / ".state/runs").glob("*/events.jsonl"))
 
 
-def test_a_journal_torn_at_its_tail_loses_nothing(project: Callable[..., Path], tally: Tally) -> None:
+def test_a_journal_with_a_torn_tail_loses_nothing(project: Callable[..., Path], tally: Tally) -> None:
     folder = project(IRIS)
     rng = random.Random(3)
     for trial in range(tally.times(1, 25)):
         with tally.trial("torn tail of the journal"):
             killed_while_it_logs(folder, 0.05, rng)
             for journal in (folder / ".state/runs").glob("*/events.jsonl"):
-                sent = Spool(journal.parent).sent  # which is on the disk
+                sent = Journal(journal.parent).sent  # which is on the disk
                 os.truncate(journal, max(journal.stat().st_size - rng.randrange(300), sent))
             with stage(folder) as process:
                 assert process.wait(120) == 0
@@ -331,7 +335,7 @@ def test_a_journal_torn_at_its_tail_loses_nothing(project: Callable[..., Path], 
             holds_once(own(folder), trial + 1)
 
 
-def test_several_stages_at_once_on_no_database(project: Callable[..., Path], tally: Tally) -> None:
+def test_several_stages_at_once_without_a_database(project: Callable[..., Path], tally: Tally) -> None:
     folder = project(IRIS)
     for _ in range(tally.times(1, 10)):
         with tally.trial("4 processes on a fresh database"):
@@ -354,7 +358,7 @@ def test_several_stages_at_once_on_no_database(project: Callable[..., Path], tal
             holds_once(own(folder), 4)
 
 
-def test_two_that_replay_at_once(project: Callable[..., Path], tally: Tally) -> None:
+def test_two_processes_that_send_at_once(project: Callable[..., Path], tally: Tally) -> None:
     folder = project(IRIS)
     for trial in range(tally.times(1, 10)):
         with tally.trial("two replay at once"):
@@ -379,9 +383,7 @@ def synced(folder: Path, seconds: float = 120.0) -> tuple[int, float]:
         return process.wait(), time.monotonic() - begun
 
 
-def test_a_sync_killed_at_any_moment_and_run_again_leaves_each_run_once(
-    finished: Path, database: Path, tally: Tally
-) -> None:
+def test_a_sync_killed_and_repeated_leaves_each_run_once(finished: Path, database: Path, tally: Tally) -> None:
     folder = finished
     before = runs()
     forget(folder, database)
@@ -405,7 +407,7 @@ def test_a_sync_killed_at_any_moment_and_run_again_leaves_each_run_once(
             assert len(client.get_metric_history(after["train"].info.run_id, "val/loss")) == 3
 
 
-def test_a_kill_while_the_database_is_made_leaves_nothing_broken(tmp_path: Path, tally: Tally) -> None:
+def test_a_kill_during_the_creation_of_the_database_leaves_it_usable(tmp_path: Path, tally: Tally) -> None:
     rng = random.Random(2)
     for trial in range(tally.times(1, 25)):
         path = tmp_path / str(trial) / "mlflow.db"  # MLflow makes a database of one name once a process

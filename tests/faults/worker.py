@@ -1,8 +1,8 @@
-"""Hostile inputs one after another, in a process of its own, bounded in what a case takes beyond the program itself.
+"""Run hostile inputs in a process of their own, with limits on the CPU time and the extra memory of each case.
 
-Time is that of the CPU, whatever else the machine does; a case that waits is cut at six times as much of real time.
+A case that waits is ended after six times the limit in real time.
 
-`python -m tests.faults.worker MODULE FIRST END` calls `MODULE.case(n, folder)` for each n and prints a line of JSON for it.
+`python -m tests.faults.worker MODULE FIRST END` calls `MODULE.case(n, folder)` for each n and prints a line of JSON per case.
 """
 
 import faulthandler
@@ -26,7 +26,7 @@ from pipeline.runtime import console
 from tests.support.imports import ROOT
 
 SECONDS, BYTES = 10, 2**30
-A_PROCESS = 250  # cases: what one leaves in memory is soon gone
+A_PROCESS = 250  # cases per process, which bounds memory that cases leak
 
 
 def main(module: str, first: int, end: int) -> None:
@@ -42,7 +42,7 @@ def main(module: str, first: int, end: int) -> None:
 
 def _tried(cases: Any, number: int, folder: Path) -> dict[str, Any]:
     lost, told = "", io.StringIO()
-    faulthandler.dump_traceback_later(6 * SECONDS, exit=True)  # of code that hears no signal, or waits
+    faulthandler.dump_traceback_later(6 * SECONDS, exit=True)  # for code that ignores signals, or waits
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         with redirect_stderr(told):
@@ -50,7 +50,7 @@ def _tried(cases: Any, number: int, folder: Path) -> dict[str, Any]:
     except SystemExit:
         if not re.fullmatch("error: .{10,1500}\n", told.getvalue()) or not told.getvalue()[:-1].isprintable():
             lost = f"unclear: {told.getvalue()[:300]!r}"
-    except BaseException as error:  # whatever it is, it is the loss that is reported
+    except BaseException as error:  # of any type: it is reported as the loss
         lost = f"{type(error).__name__}: {error}"[:300] + _where(error)
     signal.setitimer(signal.ITIMER_PROF, 0)
     faulthandler.cancel_dump_traceback_later()
@@ -70,10 +70,10 @@ def _too_long(*_: object) -> None:
 
 
 def tried(module: str, first: int, end: int) -> list[dict[str, Any]]:
-    """What became of each case; where one ends the process, another process goes on with the next one."""
+    """Return the result of each case; if a case ends the process, another process continues with the next case."""
     found: list[dict[str, Any]] = []
     one_thread = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    # Else Arrow takes a gigabyte at once, all that there is, and what a case gives back stays with the process.
+    # By default Arrow allocates a gigabyte at once, the whole limit, and freed memory stays with the process.
     one_thread |= {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_MMAP_THRESHOLD_": "1000000"}
     while len(found) < end - first:
         here = first + len(found)

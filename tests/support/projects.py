@@ -14,7 +14,7 @@ YML = YAML(typ="safe", pure=True)
 
 
 def in_cache(cache: Path, listing: bytes) -> str:
-    """Put the list of a folder's files into a cache; its sum."""
+    """Put the listing of a folder into a cache; returns its checksum."""
     md5 = hashlib.md5(listing).hexdigest() + ".dir"
     place = cache / "files/md5" / md5[:2] / md5[2:]
     place.parent.mkdir(parents=True, exist_ok=True)

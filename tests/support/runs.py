@@ -1,4 +1,4 @@
-"""The runs of a project as MLflow holds them."""
+"""Read the runs of a project from MLflow, remove them, and send what waits."""
 
 import os
 import shutil

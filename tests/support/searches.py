@@ -38,7 +38,7 @@ def runner(score=score_of, diverge=(), asked=None, metric="val_accuracy"):
                 if asked is not None:
                     asked[contender.number] = contender.config
                 rows = [{"epoch": e, metric: score(contender.config) * e / until} for e in range(1, until + 1)]
-                diverged = "the loss is no longer finite" if contender.number in diverge else None
+                diverged = "the loss became NaN or infinite" if contender.number in diverge else None
                 contender.progress = {"history": rows, "best_epoch": until, "diverged": diverged}
             yield stack
 
@@ -59,7 +59,7 @@ class Slow(Work):
     def __call__(self, stack, until):
         time.sleep(0.5)
         for contender in stack:
-            diverged = "no longer finite" if contender.number == 1 else None
+            diverged = "became NaN or infinite" if contender.number == 1 else None
             rows = [{"epoch": 1, "val_accuracy": 0.5}]
             contender.progress = {"history": rows, "best_epoch": 1, "diverged": diverged}
         return stack

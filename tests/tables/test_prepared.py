@@ -1,4 +1,4 @@
-"""Splits come back from disk."""
+"""Splits read back from disk unchanged."""
 
 import numpy as np
 import pytest
@@ -42,13 +42,13 @@ def test_same_split_is_stored_in_the_same_bytes(tmp_path):
     assert prepared.load_split("a", "train", tmp_path).x_num.shape == (2, 0)
 
 
-def test_split_that_is_not_there_says_what_to_run(tmp_path):
+def test_a_missing_split_names_the_command_to_run(tmp_path):
     for load in (prepared.load_split, prepared.load_rows):
         with pytest.raises(UserError, match="dvc repro"):
             load("source", "train", tmp_path)
 
 
-def test_domains_are_the_folders_there(tmp_path):
+def test_domains_are_the_existing_folders(tmp_path):
     assert prepared.domains(tmp_path) == []
     (tmp_path / "transfer").mkdir()
     (tmp_path / "source").mkdir()

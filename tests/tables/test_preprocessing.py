@@ -1,4 +1,4 @@
-"""Scaling is scikit-learn's, codes and dates are what a person would compute, and training rows alone are fitted."""
+"""Scaling equals scikit-learn's, codes and dates equal hand-computed ones, and only training rows are fitted."""
 
 import datetime
 import math
@@ -43,7 +43,7 @@ def sklearn_scaler(scaling: str, n: int):
 
 @pytest.fixture(scope="module")
 def numbers() -> pd.DataFrame:
-    """3,000 rows: a normal, a skewed one with missing values, one of few values, one number, hardly any value."""
+    """3,000 rows: a normal column, a skewed one with missing values, one of few values, a constant, a nearly empty one."""
     rng = np.random.default_rng(0)
     return pd.DataFrame({
         "normal": rng.normal(3, 2, 3000),
@@ -55,7 +55,7 @@ def numbers() -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("scaling", SCALINGS)
-def test_scaling_is_scikit_learns_on_each_column(numbers, scaling):
+def test_scaling_equals_that_of_scikit_learn_on_each_column(numbers, scaling):
     train, rest = numbers.iloc[:2000], numbers.iloc[2000:]
     learned = schema_of(*(numeric(name) for name in numbers))
     fitted = preprocessing.fit(train, learned, scaling)
@@ -81,7 +81,7 @@ def test_missing_is_zero_with_an_indicator(scaling):
     assert x_num[1, 0] == 0
     assert x_num[2, 2:7].tolist() == [0] * 5
     assert x_num[:, -2:].tolist() == [[0, 0], [1, 0], [0, 1], [0, 0]]
-    # A value that is missing where training had them all has no indicator, and is zero.
+    # A column without missing values in training has no indicator; its missing values become zero.
     later = table.assign(b=np.nan)
     assert preprocessing.fit(table, learned, scaling).transform(later, learned)[0][:, 1].tolist() == [0] * 4
 
@@ -113,7 +113,7 @@ def test_huge_values_stay_finite(scaling, train, later):
     assert x_num.abs().max() <= LIMIT
 
 
-def test_codes_tell_missing_unseen_and_each_category():
+def test_codes_distinguish_missing_unseen_and_each_category():
     table = pd.DataFrame({
         "a": pd.Series(["x", None, "new", "y", "é/ "], dtype="str"),
         "b": pd.Series(["1", "1", None, "2", "3"], dtype="str"),
@@ -173,7 +173,7 @@ def test_date_and_time_are_numbers_computed_by_hand(when, unit):
     )
 
 
-def test_week_and_day_come_round():
+def test_week_and_day_are_cyclic():
     hours = pd.DataFrame({"t": pd.date_range("2020-01-01", periods=24 * 15, freq="h", tz="UTC")})
     found = preprocessing.numeric_features(hours, schema_of(moment("t", "date", "time")))
     np.testing.assert_allclose(found[24 * 7 :, 3:5], found[: -24 * 7, 3:5], atol=1e-9)

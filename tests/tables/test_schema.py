@@ -1,4 +1,4 @@
-"""Labels have codes, and a schema comes back from JSON."""
+"""Labels have codes, and a schema reads back from JSON unchanged."""
 
 import json
 

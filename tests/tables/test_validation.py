@@ -1,4 +1,4 @@
-"""Any table is checked against the schema."""
+"""Tables are checked against the schema."""
 
 import decimal
 
@@ -20,7 +20,7 @@ def known():
     return table, learn(table)
 
 
-def test_checked_table_has_the_features_alone_in_their_order(known):
+def test_checked_table_has_only_the_features_in_order(known):
     table, learned = known
     checked = validation.check(table, learned, "t")
     assert list(checked.columns) == ["length", "colour", "day", "when"]
@@ -78,7 +78,7 @@ def test_value_that_does_not_fit_is_named_with_row_and_column(known, column, val
     assert str(value).replace("e999", "") in message or "inf" in message
 
 
-def test_numbers_in_a_column_of_dates_are_no_dates(known):
+def test_numbers_in_a_column_of_dates_are_refused(known):
     table, learned = known
     assert "'when' must be a date" in refusal(validation.check, table.assign(when=range(N)), learned, "t")
 
@@ -90,7 +90,7 @@ def test_numbers_stay_numbers_when_checked(known):
     np.testing.assert_array_equal(validation.check(few, learned, "t")["length"], [np.nan, 2.5, 3, 1, 1.25, 7])
 
 
-def test_checking_changes_neither_the_table_nor_needs_rows(known):
+def test_checking_keeps_the_table_and_accepts_no_rows(known):
     table, learned = known
     before = table.copy(deep=True)
     validation.check(table, learned, "t")

@@ -1,4 +1,4 @@
-"""A value has one text, whatever the type of its column."""
+"""A value has the same text in columns of any type."""
 
 import numpy as np
 import pandas as pd

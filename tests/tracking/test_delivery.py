@@ -1,4 +1,4 @@
-"""Runs, their tags and their database."""
+"""Runs, their tags, their database, and the thread that sends them."""
 
 import _thread
 import json
@@ -26,8 +26,8 @@ from pipeline.core import config
 from pipeline.core.errors import UserError
 from pipeline.core.settings import Tracking
 from pipeline.tracking import delivery, identity, runs, store, writer
-from pipeline.tracking import journal as spools
-from pipeline.tracking.journal import SPOOLS
+from pipeline.tracking import journal as journals
+from pipeline.tracking.journal import JOURNALS
 from pipeline.tracking.runs import stage_run
 from tests.support.params import IRIS
 
@@ -51,13 +51,11 @@ def curve(run: Run, name: str = "val/loss") -> list[tuple[int, float]]:
     return [(point.step, point.value) for point in here().get_metric_history(run.info.run_id, name)]
 
 
-def spooled() -> list[Path]:
+def journal_folders() -> list[Path]:
     return sorted(path.parent for path in Path(".state/runs").glob("*/events.jsonl"))
 
 
-def test_the_variable_wins_over_the_parameter_and_the_parameter_over_the_project(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_variable_overrides_the_parameter_and_the_parameter_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("DVC_ROOT", "/repo")
     assert store.tracking_uri(Tracking()) == "sqlite:////repo/mlflow.db"
@@ -86,7 +84,7 @@ def test_a_run_has_the_stage_its_key_and_its_parameters(
     assert found.data.metrics == {"test/accuracy": 0.5, "train/loss": 1.0, "lr": 0.1}
 
 
-def test_more_than_a_call_takes_is_logged_in_several(project: Callable[..., Path]) -> None:
+def test_large_batches_are_split_into_several_calls(project: Callable[..., Path]) -> None:
     project(IRIS)
     with stage_run("fetch", config.load()) as run:
         run.log_params({f"p{k}": k for k in range(250)} | {"long": "x" * 7000})
@@ -98,7 +96,7 @@ def test_more_than_a_call_takes_is_logged_in_several(project: Callable[..., Path
     assert len(client.get_metric_history(found.info.run_id, "train/loss")) == 1500
 
 
-def test_the_key_changes_with_params_and_content_and_with_nothing_else(project: Callable[..., Path]) -> None:
+def test_the_key_depends_on_params_and_content_only(project: Callable[..., Path]) -> None:
     folder = project(IRIS)
     key = identity.stage_key(identity.stage_entry("fetch"))
     os.utime(folder / "constraints.txt", (0, 0))
@@ -144,7 +142,7 @@ def _make(path: str) -> None:
 
 
 @pytest.mark.slow
-def test_several_processes_make_one_whole_database(tmp_path: Path) -> None:
+def test_several_processes_create_one_complete_database(tmp_path: Path) -> None:
     path = tmp_path / "mlflow.db"
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_make, args=(str(path),)) for _ in range(2)]
@@ -176,15 +174,15 @@ def interrupted(*epochs: int, trials: int = 0, error: type[BaseException] = Keyb
         stage()
 
 
-def test_what_is_sent_and_finished_leaves_no_spool(project: Callable[..., Path]) -> None:
+def test_a_sent_and_finished_run_leaves_no_journal(project: Callable[..., Path]) -> None:
     project(IRIS)
     with stage_run("fetch", config.load()):
         pass
-    assert spooled() == []
+    assert journal_folders() == []
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-def test_an_interrupted_run_is_gone_on_with_and_has_each_step_and_trial_once(
+def test_an_interrupted_run_is_resumed_with_each_step_and_trial_once(
     project: Callable[..., Path], error: type[BaseException]
 ) -> None:
     project(IRIS)
@@ -202,7 +200,7 @@ def test_an_interrupted_run_is_gone_on_with_and_has_each_step_and_trial_once(
     assert runs["fetch"].info.status == "FINISHED"
     assert curve(runs["fetch"]) == [(epoch, 1 / epoch) for epoch in (1, 2, 3, 4)]
     assert curve(runs["trial 0"]) == [(1, 1.0), (2, 0.5)]
-    assert spooled() == []
+    assert journal_folders() == []
 
 
 def test_other_parameters_begin_another_run(project: Callable[..., Path]) -> None:
@@ -216,12 +214,12 @@ def test_other_parameters_begin_another_run(project: Callable[..., Path]) -> Non
 
 def forget_what_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if each process were killed after it sent, and before it noted that."""
-    sent: property = vars(spools.Spool)["sent"]
-    monkeypatch.setattr(spools.Spool, "remove", lambda spool: None)
-    monkeypatch.setattr(spools.Spool, "sent", sent.setter(lambda spool, end: None))
+    sent: property = vars(journals.Journal)["sent"]
+    monkeypatch.setattr(journals.Journal, "remove", lambda spool: None)
+    monkeypatch.setattr(journals.Journal, "sent", sent.setter(lambda spool, end: None))
 
 
-def test_events_sent_again_make_no_doubles(project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_events_sent_twice_make_no_duplicates(project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """As after a kill between sending and noting that it is sent, at each event."""
     project(IRIS)
     forget_what_was_sent(monkeypatch)
@@ -240,7 +238,7 @@ def test_events_sent_again_make_no_doubles(project: Callable[..., Path], monkeyp
     assert {run.info.status for run in all_runs()} == {"FINISHED"}
 
 
-def test_of_runs_that_a_hanging_server_made_twice_one_stays(project: Callable[..., Path]) -> None:
+def test_duplicate_runs_of_a_hanging_server_are_deleted_but_one(project: Callable[..., Path]) -> None:
     project(IRIS)
     interrupted(1, trials=1)
     first, trial = sorted(all_runs(), key=lambda run: str(run.info.run_name))
@@ -266,7 +264,7 @@ def test_a_new_database_gets_what_the_old_one_had(project: Callable[..., Path], 
         del os.environ["MLFLOW_TRACKING_URI"]
 
 
-def test_what_mlflow_refuses_is_told_and_the_rest_goes_on(
+def test_a_refused_event_is_reported_and_the_others_are_sent(
     project: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     project(IRIS)
@@ -278,7 +276,7 @@ def test_what_mlflow_refuses_is_told_and_the_rest_goes_on(
     assert capsys.readouterr().out.count("tracking: MLflow refuses params") == 1
 
 
-def test_a_model_and_its_version_are_made_once_whatever_is_sent_again(
+def test_a_model_and_its_version_are_created_once_even_if_sent_twice(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = project(IRIS)
@@ -311,7 +309,7 @@ def test_a_model_and_its_version_are_made_once_whatever_is_sent_again(
 
 
 class Slow:
-    """Stands in for what brings events to MLflow."""
+    """Replaces `Delivery`: takes its time, then may raise."""
 
     def __init__(self, seconds: float, error: Exception | None = None) -> None:
         self.seconds, self.error, self.ended = seconds, error, None
@@ -332,7 +330,7 @@ def is_sending() -> bool:
     return any(thread.name == "tracking" for thread in threading.enumerate())
 
 
-def test_logging_waits_for_no_server_and_the_end_only_so_long(
+def test_logging_never_waits_for_a_server_and_the_end_waits_for_limited_time(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project(IRIS)
@@ -348,7 +346,7 @@ def test_logging_waits_for_no_server_and_the_end_only_so_long(
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "postgresql://127.0.0.1:9/runs"])
-def test_a_server_that_gets_on_slowly_is_not_waited_for_longer(
+def test_the_wait_for_a_slow_server_is_limited(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], uri: str
 ) -> None:
     project(IRIS)
@@ -372,7 +370,7 @@ def test_a_server_that_gets_on_slowly_is_not_waited_for_longer(
     assert "does not answer (waited 1 s)" in capsys.readouterr().out
 
 
-def test_a_database_that_another_process_makes_is_not_waited_for_longer(
+def test_the_wait_for_a_database_that_another_process_creates_is_limited(
     project: Callable[..., Path], database: Path
 ) -> None:
     folder = project(IRIS)
@@ -384,7 +382,7 @@ def test_a_database_that_another_process_makes_is_not_waited_for_longer(
         shutil.copy(database, folder / "mlflow.db")
 
 
-def test_an_interrupt_while_the_end_waits_ends_the_waiting_and_not_the_stage(
+def test_an_interrupt_during_the_final_wait_ends_the_wait_and_not_the_stage(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project(IRIS)
@@ -410,32 +408,32 @@ def test_an_interrupt_while_the_end_waits_ends_the_waiting_and_not_the_stage(
     assert "wait in .state/runs" in capsys.readouterr().out
 
 
-def spooled_run(key: str, *events: dict[str, Any], stage: str = "fetch") -> None:
-    """What a stage left that ended while MLflow did not answer."""
-    spool = spools.begin(Path.cwd() / SPOOLS, stage, key)
-    spool.append("run", name=f"{stage} {key}", experiment="nycflights", tags={"stage": stage})
+def left_run(key: str, *events: dict[str, Any], stage: str = "fetch") -> None:
+    """Write the journal of a stage that ended while MLflow did not answer."""
+    journal = journals.begin(Path.cwd() / JOURNALS, stage, key)
+    journal.append("run", name=f"{stage} {key}", experiment="nycflights", tags={"stage": stage})
     for event in events:
-        spool.append(**event)
-    spool.append("end", status="FINISHED")
-    spool.lock.release()
+        journal.append(**event)
+    journal.append("end", status="FINISHED")
+    journal.lock.release()
 
 
 @pytest.mark.parametrize(
     "event", [{"kind": "params", "lost": "the rest"}, {"kind": "shiny"}, {"kind": "tags", "tags": None}]
 )
-def test_one_spool_that_cannot_be_sent_is_put_aside_and_does_not_hold_up_the_others(
+def test_a_journal_that_cannot_be_sent_is_quarantined_and_the_others_are_sent(
     project: Callable[..., Path], capsys: pytest.CaptureFixture[str], event: dict[str, Any]
 ) -> None:
-    root = project(IRIS) / SPOOLS
-    spooled_run("a", event)
-    spooled_run("b")
-    spools.begin(root, "fetch", "c").lock.release()  # killed before its first event
+    root = project(IRIS) / JOURNALS
+    left_run("a", event)
+    left_run("b")
+    journals.begin(root, "fetch", "c").lock.release()  # killed before its first event
     for _ in range(2):
         assert writer.Writer(config.load().tracking, None).close(60.0) is None
     assert capsys.readouterr().out.count("tracking: fetch-a-") == 1
     assert [run.info.run_name for run in all_runs() if run.info.status == "FINISHED"] == ["fetch b"]
     assert not list(root.glob("fetch-*"))
-    assert spools.n_refused(root) == 1
+    assert journals.n_refused(root) == 1
 
 
 @pytest.mark.parametrize(
@@ -448,21 +446,21 @@ def test_one_spool_that_cannot_be_sent_is_put_aside_and_does_not_hold_up_the_oth
         OSError(28, "No space left on device"),
     ],
 )
-def test_what_may_pass_is_tried_again(
+def test_a_transient_error_is_retried(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    root, real = project(IRIS) / SPOOLS, delivery.Delivery
-    spooled_run("a")
+    root, real = project(IRIS) / JOURNALS, delivery.Delivery
+    left_run("a")
     monkeypatch.setattr(delivery, "Delivery", Slow(0, error))
     assert "1 events" not in str(writer.Writer(config.load().tracking, None).close(60.0))
-    assert spools.n_refused(root) == 0
+    assert journals.n_refused(root) == 0
     monkeypatch.setattr(delivery, "Delivery", real)
     assert writer.Writer(config.load().tracking, None).close(60.0) is None
     assert only_run().info.status == "FINISHED"
 
 
 @pytest.mark.slow
-def test_a_version_that_comes_late_leaves_a_later_champion_and_a_new_one_does_not(
+def test_a_late_version_does_not_replace_a_later_champion_but_a_new_one_does(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = project(IRIS)
@@ -484,11 +482,11 @@ def test_a_version_that_comes_late_leaves_a_later_champion_and_a_new_one_does_no
     for name in ("models/train", "models/search", "models/finetune", "reports"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     without_server("first")
-    held = spools.waiting(folder / SPOOLS)  # as in another clone, which is not there when the others send
+    held = journals.waiting(folder / JOURNALS)  # as in another clone, which is not there when the others send
     register("second")
     assert champion() == "second"
-    for spool in held:
-        spool.lock.release()
+    for journal in held:
+        journal.lock.release()
     assert writer.Writer(config.load().tracking, None).close(60.0) is None
     assert champion() == "second"
     assert len(here().search_model_versions("name = 'iris'")) == 2
@@ -500,7 +498,7 @@ def test_a_version_that_comes_late_leaves_a_later_champion_and_a_new_one_does_no
     assert champion() == "first"
 
 
-def test_of_two_who_register_a_model_at_once_the_first_has_the_version(
+def test_a_model_registered_twice_at_once_has_one_version(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = project(IRIS)
@@ -519,11 +517,11 @@ def test_of_two_who_register_a_model_at_once_the_first_has_the_version(
     assert here().get_model_version_by_alias("iris", "champion").version == 1
 
 
-def test_a_run_that_the_server_makes_after_it_was_asked_again_is_no_double(
+def test_a_run_that_the_server_creates_late_is_no_duplicate(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project(IRIS)
-    spooled_run("a", {"kind": "metrics", "metrics": [("val/loss", 0.5, 1)]})
+    left_run("a", {"kind": "metrics", "metrics": [("val/loss", 0.5, 1)]})
     create = MlflowClient.create_run
 
     def without_answer(*_: Any) -> Run:
@@ -540,11 +538,15 @@ def test_a_run_that_the_server_makes_after_it_was_asked_again_is_no_double(
     assert curve(only_run()) == [(1, 0.5)]
 
 
-def test_a_journal_is_read_from_where_it_is(project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_journal_is_read_from_the_last_sent_byte(
+    project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     project(IRIS)
-    events, starts = spools.Spool.events, list[int]()
+    events, starts = journals.Journal.events, list[int]()
     monkeypatch.setattr(writer, "SECONDS_BETWEEN_WRITES", 0.05)
-    monkeypatch.setattr(spools.Spool, "events", lambda spool, start=0: (starts.append(start), events(spool, start))[1])
+    monkeypatch.setattr(
+        journals.Journal, "events", lambda spool, start=0: (starts.append(start), events(spool, start))[1]
+    )
     with stage_run("fetch", config.load()) as run:
         for epoch in range(1, 21):
             run.log_epochs(rows(epoch))
@@ -554,7 +556,7 @@ def test_a_journal_is_read_from_where_it_is(project: Callable[..., Path], monkey
     assert len(starts) > 5
 
 
-def test_columns_of_any_name_are_among_the_parameters(project: Callable[..., Path]) -> None:
+def test_column_kinds_are_logged_whatever_the_column_names(project: Callable[..., Path]) -> None:
     project(IRIS | {"data.kinds": {"petal length (cm)": "drop", "price (€)": "drop"}})
     with stage_run("prepare", config.load()):
         pass
@@ -563,7 +565,7 @@ def test_columns_of_any_name_are_among_the_parameters(project: Callable[..., Pat
     assert params["data.target"] == "target"
 
 
-def test_a_server_that_comes_back_gets_all_of_it(
+def test_a_server_that_comes_back_gets_all_events(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project(IRIS)
@@ -579,7 +581,7 @@ def test_a_server_that_comes_back_gets_all_of_it(
     assert "tracking" not in capsys.readouterr().out
 
 
-def test_a_stage_that_ends_while_the_rest_is_being_sent_is_sent_to_its_end(
+def test_a_stage_that_ends_during_sending_is_sent_completely(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project(IRIS)
@@ -598,9 +600,7 @@ def test_a_stage_that_ends_while_the_rest_is_being_sent_is_sent_to_its_end(
     assert only_run().info.status == "FINISHED"
 
 
-def test_what_is_logged_quickly_is_sent_at_most_once_in_a_while(
-    project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_frequent_events_are_sent_in_few_calls(project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     project(IRIS)
     calls = []
     log_batch = MlflowClient.log_batch
@@ -614,7 +614,7 @@ def test_what_is_logged_quickly_is_sent_at_most_once_in_a_while(
     assert len(calls) <= 30  # of 100
 
 
-def test_no_secret_of_a_url_reaches_the_spool_or_the_screen(
+def test_no_secret_of_a_url_reaches_the_journal_or_the_screen(
     project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project(IRIS)
@@ -624,5 +624,5 @@ def test_no_secret_of_a_url_reaches_the_spool_or_the_screen(
     said = capsys.readouterr().out
     assert said.startswith("tracking: http://127.0.0.1:9 does not answer (")
     assert said.count("\n") == 1
-    (folder,) = spooled()
+    (folder,) = journal_folders()
     assert "secret" not in said + "".join(path.read_text() for path in folder.rglob("*") if path.is_file())

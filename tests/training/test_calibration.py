@@ -5,8 +5,7 @@ import torch
 from pipeline.evaluation import metrics
 from pipeline.networks import losses
 from pipeline.networks.device import generator
-from pipeline.training.calibration import fit_temperature
-from pipeline.training.fitted import calibrated
+from pipeline.training.calibration import calibrated, fit_temperature
 from tests.support import samples
 
 TASKS = pytest.mark.parametrize("task", ["binary", "multiclass"])

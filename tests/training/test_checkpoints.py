@@ -45,7 +45,7 @@ def train(saved, learning, die_after=None):
         if row["epoch"] == die_after:
             raise KilledError  # after the checkpoint of the epoch before
 
-    fit(learning, of.train, of.val, of.target, on_epoch=saved.keeping("network", learning, on_epoch))
+    fit(learning, of.train, of.val, of.target, on_epoch=saved.resume("network", learning, on_epoch))
     return seen
 
 
@@ -66,8 +66,8 @@ def test_a_checkpoint_of_finished_training_trains_no_more(tmp_path):
     done, again = members(), members()
     train(Checkpoints(tmp_path), done)
     kept = Checkpoints(tmp_path)
-    kept.keeping("network", again)
-    assert all(member.over for member in again)
+    kept.resume("network", again)
+    assert all(member.is_finished for member in again)
     train(kept, again)
     assert largest_difference(done, again) == 0
 
@@ -80,7 +80,7 @@ def test_a_damaged_checkpoint_is_not_used_and_said_so(tmp_path, place, capsys):
     content[place] ^= 1
     path.write_bytes(content)
     fresh = members()
-    Checkpoints(tmp_path).keeping("network", fresh)
+    Checkpoints(tmp_path).resume("network", fresh)
     assert not any(member.history for member in fresh)
     assert "damaged" in capsys.readouterr().out
 
@@ -91,7 +91,7 @@ def test_a_torn_checkpoint_is_not_used(tmp_path, left):
     path = tmp_path / "network.safetensors"
     path.write_bytes(path.read_bytes()[:left])
     fresh = members()
-    Checkpoints(tmp_path).keeping("network", fresh)
+    Checkpoints(tmp_path).resume("network", fresh)
     assert not any(member.history for member in fresh)
 
 
@@ -102,7 +102,7 @@ def test_training_goes_on_where_the_disk_refuses(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(files, "write_bytes", full)
     learning, reference = members(), members()
     train(Checkpoints(tmp_path), learning)
-    assert capsys.readouterr().out.count("no checkpoints from here on") == 1
+    assert capsys.readouterr().out.count("checkpoints disabled") == 1
     train(checkpoints.NONE, reference)
     assert largest_difference(learning, reference) == 0
 
@@ -148,7 +148,7 @@ def test_another_key_sees_nothing_of_it_and_removes_only_what_is_old(tmp_path, m
             os.utime(tmp_path / "train" / key, (then, then))
     with opened(tmp_path, "train", "other") as saved:
         fresh = members()
-        saved.keeping("network", fresh)
+        saved.resume("network", fresh)
         assert not any(member.history for member in fresh)
     assert {path.name for path in (tmp_path / "train").iterdir()} == {new, foreign}
 
@@ -164,15 +164,15 @@ def test_two_processes_with_one_key_do_not_share_checkpoints(tmp_path, monkeypat
     with opened(tmp_path, "train", "key"):
         with opened(tmp_path, "train", "key") as second:
             second.save("network", members())
-            assert "no checkpoints" in capsys.readouterr().out
+            assert "checkpoints disabled" in capsys.readouterr().out
         assert not list((tmp_path / "train/key").glob("*.safetensors"))
 
 
 def test_members_that_have_begun_elsewhere_are_not_said_to_be_interrupted(tmp_path, capsys):
     begun = members()
     train(checkpoints.NONE, begun)
-    Checkpoints(tmp_path).keeping("network", begun, lambda row: pytest.fail("not restored"))
-    assert "interrupted" not in capsys.readouterr().out
+    Checkpoints(tmp_path).resume("network", begun, lambda row: pytest.fail("not restored"))
+    assert "resumes after" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -187,5 +187,5 @@ def test_a_checkpoint_of_another_device_or_other_parameters_is_left_alone(tmp_pa
     content = save({**tensors, "state": torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)})
     path.write_bytes(content + hashlib.sha256(content).digest())
     fresh = members()
-    Checkpoints(tmp_path).keeping("network", fresh)
+    Checkpoints(tmp_path).resume("network", fresh)
     assert not any(member.history for member in fresh)

@@ -1,4 +1,4 @@
 """`python -m pipeline doctor`: diagnose the project and suggest a fix for each problem. It changes nothing.
 
-What a check needs is imported inside it, so that it reports a broken installation instead of failing with it.
+A check imports what it needs inside its function, so that it reports a broken installation instead of failing with it.
 """

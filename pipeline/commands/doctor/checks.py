@@ -1,9 +1,11 @@
-"""The checks of the doctor, in order."""
+"""Run the checks of the doctor, in order."""
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 
-from pipeline.commands.doctor import dvc_state, installation, project, storage, tracking
-from pipeline.commands.doctor.finding import INSTALL, Finding
+from pipeline.commands.doctor import dvc_state, installation, storage, tracking
+from pipeline.commands.doctor.finding import INSTALL, Finding, first_line
 from pipeline.core.errors import UserError
 
 CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
@@ -15,27 +17,42 @@ CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
     "disk": installation.disk,
     "MLflow": tracking.database,
     "dvc.lock": dvc_state.dvc_files,
-    "locks of DVC": dvc_state.dvc_locks,
+    "DVC locks": dvc_state.dvc_locks,
     "cache": storage.cache,
     "outputs": storage.outputs,
     "remotes": storage.remotes,
-    "bundles": project.bundles,
-    ".state": project.state,
+    "bundles": storage.bundles,
+    ".state": tracking.state,
 }
 
 
+def doctor() -> None:
+    """Print a line per check, followed by its problems and their remedies; exits with status 1 if there are any."""
+    is_coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    green, red, plain = ("\033[32m", "\033[31m", "\033[0m") if is_coloured else ("", "", "")
+    n_problems = 0
+    for name, findings in examine():
+        print(f"{red}wrong{plain}" if findings else f"{green}ok{plain}   ", name, flush=True)
+        for finding in findings:
+            print(f"      {finding.what}\n      remedy: {finding.remedy}", flush=True)
+        n_problems += len(findings)
+    if n_problems:
+        print(f"{n_problems} problem{'s' * (n_problems != 1)} found")
+        raise SystemExit(1)
+    print("all checks passed")
+
+
 def examine() -> Iterator[tuple[str, list[Finding]]]:
-    """Each check by its name, with what it found; nothing where all is well."""
+    """Run each check; yields its name and its findings."""
     for name, check in CHECKS.items():
         findings = []
         try:
             for finding in check():
-                findings.append(finding)  # one by one: what was found stays, if the next look fails
+                findings.append(finding)  # not `extend`: those before an error have to stay
         except ImportError as error:
             findings.append(Finding(f"cannot be checked: {error}", f'{INSTALL} --editable ".[test]"'))
-        except Exception as error:  # the other checks go on
-            line = (str(error).strip() or "no message").splitlines()[0]
-            reason = line if isinstance(error, UserError) else f"{type(error).__name__}: {line}"
+        except Exception as error:  # the other checks have to run
+            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
             remedy = "fix the other problems first, then run the doctor again"
             findings.append(Finding(f"cannot be checked: {reason}", remedy))
         yield name, findings

@@ -1,4 +1,4 @@
-"""Checks of programs, packages, parameters and disk space."""
+"""Check programs, packages, parameters and disk space."""
 
 import shutil
 import sys
@@ -12,16 +12,15 @@ GIGABYTES = 1.0  # that a run may need
 
 
 def programs() -> Iterator[Finding]:
+    activate = "source .venv/bin/activate"
     if sys.version_info < (3, 11):  # noqa: UP036  # pip would refuse it, a PYTHONPATH does not
-        yield Finding(f"this is Python {sys.version.split()[0]}, 3.11 is needed", "make PYTHON=python3.11")
+        yield Finding(f"Python must be 3.11 or newer, got {sys.version.split()[0]}", "make PYTHON=python3.11")
     for name in ("git", "dvc"):
         if shutil.which(name) is None:
-            yield Finding(f"{name} is not found", "source .venv/bin/activate" if name == "dvc" else "install git")
+            yield Finding(f"{name} is not on the PATH", activate if name == "dvc" else "install git")
     prefix = output_of("python", "-c", "import sys; print(sys.prefix)") if shutil.which("python") else None
     if prefix != sys.prefix:
-        yield Finding(
-            f"stages would run in the Python of {prefix}, not in that of {sys.prefix}", "source .venv/bin/activate"
-        )
+        yield Finding(f"the python on the PATH, which runs the stages, must be in {sys.prefix}, got {prefix}", activate)
 
 
 def packages() -> Iterator[Finding]:
@@ -43,18 +42,18 @@ def packages() -> Iterator[Finding]:
         try:
             todo += requires(name) or []
         except PackageNotFoundError:
-            wrong[name] = "missing"
+            wrong[name] = f"{name} is missing"
     for pin in Path("constraints.txt").read_text(encoding="utf-8").split():
         package, _, pinned = pin.partition("==")
         try:
             found = version(package)
         except PackageNotFoundError:
-            continue  # said above, if it is needed
-        if found.partition("+")[0] != pinned:  # torch calls its wheel for the CPU 2.13.0+cpu
-            wrong[canonicalize_name(package)] = f"{found}, not {pinned}"
+            continue  # reported above if it is needed
+        if found.partition("+")[0] != pinned:  # the version of torch's CPU wheel is 2.13.0+cpu
+            name = canonicalize_name(package)
+            wrong[name] = f"{name} must be {pinned}, got {found}"
     if wrong:
-        said = "; ".join(f"{name} is {how}" for name, how in wrong.items())
-        yield Finding(said, f"{INSTALL} {' '.join(wrong)}")
+        yield Finding("; ".join(wrong.values()), f"{INSTALL} {' '.join(wrong)}")
 
 
 def torch_works() -> Iterator[Finding]:
@@ -62,14 +61,16 @@ def torch_works() -> Iterator[Finding]:
 
     found = (torch.ones(2, 3) @ torch.ones(3, 2)).sum().item()
     if found != 12.0:
-        yield Finding(f"torch computes {found}, not 12", f"{INSTALL} --force-reinstall --no-deps torch")
+        yield Finding(
+            f"a matrix product in torch must be 12, got {found}", f"{INSTALL} --force-reinstall --no-deps torch"
+        )
 
 
 def repository() -> Iterator[Finding]:
     if output_of("git", "rev-parse", "--is-inside-work-tree") != "true":
-        yield Finding("this folder is in no git repository", "git init")
+        yield Finding("this folder is not in a git repository", "git init")
     if not Path(".dvc/config").is_file():
-        yield Finding("this folder is no DVC repository", "dvc init")
+        yield Finding("this folder is not a DVC repository", "dvc init")
 
 
 def params() -> Iterator[Finding]:
@@ -78,13 +79,11 @@ def params() -> Iterator[Finding]:
     try:
         config.load()
     except UserError as error:
-        yield Finding(str(error), "mend that line, or: git checkout -- params.yaml")
+        yield Finding(str(error), "edit that line, or discard your changes with git checkout -- params.yaml")
 
 
 def disk() -> Iterator[Finding]:
     free = shutil.disk_usage(".").free / 1e9
     if free < GIGABYTES:
-        yield Finding(
-            f"{free:.2f} GB are left on this disk, a run needs about {GIGABYTES:g}",
-            "dvc gc --all-commits --all-experiments",
-        )
+        message = f"free disk space must be at least {GIGABYTES:g} GB, got {free:.2f} GB"
+        yield Finding(message, "dvc gc --all-commits --all-experiments")

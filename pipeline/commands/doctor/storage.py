@@ -1,4 +1,4 @@
-"""Checks of outputs, of DVC's cache and of its remotes, object by object."""
+"""Check outputs, bundles, DVC's cache and its remotes, object by object."""
 
 import shlex
 from collections.abc import Iterator
@@ -6,92 +6,91 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.commands.doctor.finding import BROKEN, Finding, free, shown, some
+from pipeline.core.errors import UserError
 
 if TYPE_CHECKING:
     from dvc.output import Output
     from dvc.repo import Repo
-    from dvc_data.hashfile.db import HashFileDB
-
-LISTING = "its listing"  # of names or sums that DVC never writes
 
 
 def cache() -> Iterator[Finding]:
-    """DVC checks out a damaged object of its cache, and calls the result clean."""
-    repo, missing, told = open_repo(), [], set[Path]()
-    fetch = "dvc fetch" if repo.config["core"].get("remote") else ""
-    for path, out in locked_outputs():
-        damaged, absent = _unsound(out, out.cache)
-        # Then `outputs` moves it aside, before dvc repro would remove it.
-        kept = bool(damaged or absent) and _differs(path, out)
+    """Hash the cache: DVC checks out a damaged object and calls the result clean."""
+    from pipeline.commands import objects
+
+    missing, reported, store = [], set[Path](), objects.cache_folder(Path.cwd())
+    fetch = ["dvc fetch"] if open_repo().config["core"].get("remote") else []
+    for path, md5 in _locked_outputs().items():
+        damaged, lacks_any = objects.unsound(md5, store)
+        # `outputs` moves one that was edited; dvc repro would remove it before that.
+        is_edited = bool(damaged or lacks_any) and objects.differs(Path(path), md5)
         if damaged:
-            told |= set(damaged.values())
-            remedy = f"rm -f {' '.join(map(shown, damaged.values()))}"
-            # From a remote the listing would come back as it was.
-            remedy += f"; {fetch}" if fetch and LISTING not in damaged else ""
-            remedy += "" if kept else "; dvc repro"
-            yield Finding(f"{path}: {some(damaged)} in DVC's cache is damaged", remedy)
-        if absent and not kept:
+            reported |= set(damaged.values())
+            steps = [f"rm -f {shown(*damaged.values())}"]
+            steps += fetch if objects.LISTING not in damaged else []  # the remote has the same listing
+            steps += [] if is_edited else ["dvc repro"]
+            yield Finding(f"{path}: damaged in DVC's cache: {some(damaged)}", "; ".join(steps))
+        if lacks_any and not is_edited:
             missing.append(path)
-    if others := [file for file in _damaged(repo.cache.local) if file not in told]:
-        yield Finding(
-            f"{len(others)} of the files that DVC's cache has for other commits are not what their names say",
-            f"rm -f {' '.join(map(shown, others))}{'; dvc fetch --all-commits' if fetch else ''}",
-        )
+    if others := [file for file in objects.damaged_objects(store) if file not in reported]:
+        remedy = f"rm -f {shown(*others)}{'; dvc fetch --all-commits' if fetch else ''}"
+        yield Finding(f"objects of other commits damaged in DVC's cache: {len(others)}", remedy)
     if missing:
         yield Finding(f"DVC's cache lacks files of {', '.join(missing)}", "dvc pull" if fetch else "dvc repro")
 
 
 def outputs() -> Iterator[Finding]:
-    """Hashed anew: DVC remembers sums by time and size, and may call a file clean that is not."""
+    """Hash the outputs: DVC reuses checksums of files with the same time and size, and may miss a change."""
     from pipeline.commands import objects
 
-    missing = []
-    for path, out in locked_outputs():
-        here = Path(out.fs_path)
-        if not here.exists():
-            if not any(_unsound(out, out.cache)):  # else `cache` says it
+    missing, store = [], objects.cache_folder(Path.cwd())
+    for path, md5 in _locked_outputs().items():
+        if not Path(path).exists():
+            if not any(objects.unsound(md5, store)):  # else `cache` reports it
                 missing.append(path)
-        elif _differs(path, out):
-            found = objects.sums(here)
-            wanted = {name: oid for name, oid, _ in _objects(out, out.cache)}
-            differ = sorted(name for name in {*wanted, *found} - {""} if wanted.get(name) != found.get(name))
-            said = f": {', '.join(differ[:3])}{', …' if differ[3:] else ''}" if len(wanted) > 1 else ""
-            yield Finding(
-                f"{path} is not what dvc.lock says, changed by hand or stale (dvc status){said}", rebuild(path, out)
-            )
+        elif objects.differs(Path(path), md5):
+            new, old = objects.checksums(Path(path)), objects.stored_checksums(md5, store)
+            changed = sorted(name for name in {*old, *new} - {""} if old.get(name) != new.get(name))
+            names = f": {some(changed)}" if len(old) > 1 else ""
+            yield Finding(f"{path} differs from dvc.lock, edited or stale (see dvc status){names}", _rebuild(path, md5))
     if missing:
-        paths = " ".join(shlex.quote(path) for path in missing)
-        yield Finding(f"{', '.join(missing)}: not here", f"dvc checkout {paths}")
+        yield Finding(f"missing outputs: {', '.join(missing)}", f"dvc checkout {shlex.join(missing)}")
 
 
 def remotes() -> Iterator[Finding]:
+    from pipeline.commands import objects
+
     repo = open_repo()
     for name, settings in repo.config["remote"].items():
         if "://" in settings["url"]:
             if not settings.get("verify"):
-                yield Finding(
-                    f"what comes from the remote {name} is taken for whole", f"dvc remote modify {name} verify true"
-                )
+                remedy = f"dvc remote modify {name} verify true"
+                yield Finding(f"downloads from the remote {name} are not verified", remedy)
             continue
         if not Path(settings["url"]).is_dir():
-            yield Finding(f"the remote {name} has no folder {settings['url']}", f"dvc push --remote {name}")
+            yield Finding(f"the folder of the remote {name} is missing: {settings['url']}", f"dvc push --remote {name}")
             continue
-        store, told = repo.cloud.get_remote_odb(name), set[Path]()
-        for path, out in locked_outputs():
-            damaged, _ = _unsound(out, store)
+        store, reported = Path(repo.cloud.get_remote_odb(name).path), set[Path]()
+        for path, md5 in _locked_outputs().items():
+            damaged, _ = objects.unsound(md5, store)
             if damaged:
-                told |= set(damaged.values())
-                # With the list of the folder gone too, DVC looks for each file of it.
-                files = [*damaged.values(), Path(store.oid_to_path(out.hash_info.value))]
-                yield Finding(
-                    f"{path}: {some(damaged)} in the remote {name} is damaged",
-                    f"rm -f {' '.join(dict.fromkeys(map(shown, files)))}; dvc push --remote {name}",
-                )
-        if others := [file for file in _damaged(store) if file not in told]:
-            yield Finding(
-                f"{len(others)} of the files that the remote {name} has for other commits are not what their names say",
-                f"rm -f {' '.join(map(shown, others))}; dvc push --all-commits --remote {name}",
-            )
+                reported |= set(damaged.values())
+                # Without the folder's listing, DVC checks each of its files when it pushes.
+                files = dict.fromkeys([*damaged.values(), objects.stored(md5, store)])
+                remedy = f"rm -f {shown(*files)}; dvc push --remote {name}"
+                yield Finding(f"{path}: damaged in the remote {name}: {some(damaged)}", remedy)
+        if others := [file for file in objects.damaged_objects(store) if file not in reported]:
+            remedy = f"rm -f {shown(*others)}; dvc push --all-commits --remote {name}"
+            yield Finding(f"objects of other commits damaged in the remote {name}: {len(others)}", remedy)
+
+
+def bundles() -> Iterator[Finding]:
+    from pipeline.networks.bundle import load_bundle
+
+    for folder in sorted({path.parent for path in Path("models").glob("*/model.*")}):
+        try:
+            load_bundle(folder)
+        except UserError as error:
+            yield Finding(str(error), _rebuild(str(folder), _locked_outputs().get(str(folder))))
 
 
 def open_repo() -> "Repo":
@@ -104,67 +103,25 @@ def stages() -> "dict[str, list[Output]]":
     return {stage.addressing: stage.outs for stage in open_repo().index.stages}
 
 
-def locked_outputs() -> "list[tuple[str, Output]]":
-    """What dvc.lock has a sum for, by path; not what is torn, which `dvc_files` says."""
+def _locked_outputs() -> dict[str, str]:
+    """The checksums of the outputs in dvc.lock, by path; none if the lock is damaged, which `dvc_files` reports."""
     from dvc.exceptions import DvcException
 
     from pipeline.commands import objects
 
     try:
-        found_stages = stages()
+        outs = [out for outs in stages().values() for out in outs if out.hash_info and out.use_cache]
     except DvcException:
-        return []
-    found = {out.def_path: out for outs in found_stages.values() for out in outs if out.hash_info and out.use_cache}
-    return sorted((path, out) for path, out in found.items() if objects.is_sum(out.hash_info.value))
+        return {}
+    found = {out.def_path: out.hash_info.value for out in outs if objects.is_checksum(out.hash_info.value)}
+    return dict(sorted(found.items()))
 
 
-def _differs(path: str, out: "Output") -> bool:
-    """Whether an output is here, and is not what dvc.lock says."""
-    from pipeline.tracking import identity
-
-    return Path(path).exists() and identity.content(Path(path)) != out.hash_info.value
-
-
-def rebuild(path: str, out: "Output | None") -> str:
-    """The commands that put an output in the place of what is there: from the cache if that has it whole, else rebuilt."""
-    here = shlex.quote(path)
-    if out is not None and not any(_unsound(out, out.cache)):
-        return f"rm -r {here} && dvc checkout {here}"
-    return f"mkdir -p {BROKEN} && mv {here} {free(BROKEN / path.replace('/', '-'))} && dvc repro"
-
-
-def _objects(out: "Output", store: "HashFileDB") -> list[tuple[str, str, Path]]:
-    """Name, sum and place of each object of an output: "" for itself, and for a folder those of its files."""
+def _rebuild(path: str, md5: str | None) -> str:
+    """The commands that replace an output: from the cache if that is sound, else by moving it aside and building it."""
     from pipeline.commands import objects
 
-    oid = str(out.hash_info.value)
-    path = Path(store.oid_to_path(oid))
-    listed = (objects.listed(path, oid) or {}) if oid.endswith(".dir") else {}
-    return [("", oid, path), *((name, md5, Path(store.oid_to_path(md5))) for name, md5 in listed.items())]
-
-
-def _unsound(out: "Output", store: "HashFileDB") -> tuple[dict[str, Path], list[str]]:
-    """The objects of an output that are not what their names say, or not DVC's, and those that are missing."""
-    from pipeline.commands import objects
-    from pipeline.tracking import identity
-
-    damaged, absent = {}, []
-    for name, oid, path in _objects(out, store):
-        if not path.exists():
-            absent.append(name)
-        elif identity.content(path) != oid.removesuffix(".dir"):
-            damaged[name or "itself"] = path
-        elif oid.endswith(".dir") and objects.listed(path, oid) is None:
-            damaged[LISTING] = path
-    return damaged, absent
-
-
-def _damaged(store: "HashFileDB") -> Iterator[Path]:
-    """The objects of a cache, or of a remote that is a folder, that are not what their names say."""
-    from pipeline.commands import objects
-    from pipeline.tracking import identity
-
-    for path in sorted(Path(store.path).glob("[0-9a-f][0-9a-f]/*")):
-        name = path.parent.name + path.name
-        if objects.is_sum(name) and identity.content(path) != name.removesuffix(".dir"):
-            yield path
+    quoted = shlex.quote(path)
+    if md5 is not None and not any(objects.unsound(md5, objects.cache_folder(Path.cwd()))):
+        return f"rm -r {quoted} && dvc checkout {quoted}"
+    return f"mkdir -p {BROKEN} && mv {quoted} {free(BROKEN / path.replace('/', '-'))} && dvc repro"

@@ -1,16 +1,37 @@
-"""The check of the MLflow database or server."""
+"""Check the MLflow database or server, and the folder `.state`."""
 
 import shlex
 import sqlite3
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 from pipeline.commands.doctor.finding import Finding, free
 
-SECONDS = 5.0  # that a database or a server may take
+SECONDS = 5.0  # the longest wait for a database or a server
+
+
+def state() -> Iterator[Finding]:
+    """Find running stages, stale checkpoints, and runs that MLflow lacks."""
+    from pipeline.runtime import locks
+    from pipeline.tracking import identity, journal
+    from pipeline.training.checkpoints import STALE_DAYS
+
+    running = locks.held()
+    for stage, holder in running.items():
+        yield Finding(f"stage {stage} is running {holder.place}", f"wait for it, or end it {holder.end}")
+    for folder in sorted(Path(".state/checkpoints").glob("*/*/")):
+        if time.time() - folder.stat().st_mtime > STALE_DAYS * 86_400:  # a stage may resume from younger ones
+            yield Finding(f"{folder} is stale: not used for {STALE_DAYS} days", f"rm -r {shlex.quote(str(folder))}")
+    root = identity.project_root() / journal.JOURNALS
+    if (n_waiting := journal.n_waiting(root)) and not running:
+        yield Finding(f"events not yet sent to MLflow: {n_waiting}", "python -m pipeline sync")
+    if n_refused := journal.n_refused(root):
+        yield Finding(f"runs refused by MLflow: {n_refused}", journal.remedy(journal.REFUSED / "*"))
 
 
 def database() -> Iterator[Finding]:
@@ -20,51 +41,47 @@ def database() -> Iterator[Finding]:
 
     uri = store.tracking_uri(config.load().tracking)
     if uri.startswith(("http://", "https://")):
-        parts = urllib.parse.urlsplit(uri)
-        host = parts.netloc.rpartition("@")[2]  # MLflow answers this to everybody, and urllib takes no user
+        parts, public = urllib.parse.urlsplit(uri), without_secret(uri)
+        host = parts.netloc.rpartition("@")[2]  # /health needs no login, and urllib accepts no user
         try:
             with urllib.request.urlopen(f"{parts.scheme}://{host}{parts.path.rstrip('/')}/health", timeout=SECONDS):
                 pass
         except urllib.error.HTTPError as error:
-            yield Finding(f"{without_secret(uri)} answers {error.code} {error.reason}", "see the log of that server")
+            yield Finding(f"{public} answers {error.code} {error.reason}", "see the log of that server")
         except OSError as error:
             why = getattr(error, "reason", error)
             yield Finding(
-                f"{without_secret(uri)} does not answer within {SECONDS:g} s: {why}",
-                "start it; until then runs wait in .state/, and python -m pipeline sync sends them",
+                f"{public} does not answer within {SECONDS:g} s: {why}",
+                "start the server, then run python -m pipeline sync to send the runs that wait in .state/runs",
             )
     elif uri.startswith("sqlite:///") and (path := Path(uri.removeprefix("sqlite:///"))).exists():
         yield from _sqlite(path, uri)
 
 
 def _sqlite(path: Path, uri: str) -> Iterator[Finding]:
-    aside = f"mv {shlex.quote(str(path))} {free(Path(f'{path}.broken'))} && python -m pipeline sync --all-commits"
+    quoted = shlex.quote(str(path))
+    replace = f"mv {quoted} {free(Path(f'{path}.broken'))} && python -m pipeline sync --all-commits"
     try:
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=SECONDS)
-        try:
-            (said,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-            if said != "ok":
-                yield Finding(f"{path} is damaged: {said}", aside)
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=SECONDS)) as connection:
+            (result,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+            if result != "ok":
+                yield Finding(f"{path} is damaged: {result}", replace)
                 return
-            connection.execute("BEGIN IMMEDIATE")  # takes the lock of a writer, and writes nothing
+            connection.execute("BEGIN IMMEDIATE")  # acquires the lock of a writer without writing
             connection.rollback()
-            found = [row[0] for row in connection.execute("SELECT version_num FROM alembic_version")]
-        finally:
-            connection.close()
+            revisions = [row[0] for row in connection.execute("SELECT version_num FROM alembic_version")]
     except sqlite3.OperationalError as error:
         if "locked" in str(error):
-            yield Finding(
-                f"another process has had {path} locked for {SECONDS:g} s", f"fuser -v {shlex.quote(str(path))}"
-            )
+            yield Finding(f"{path} has been locked by another process for {SECONDS:g} s", f"fuser -v {quoted}")
         elif "no such table" in str(error):
-            yield Finding(f"{path} is no MLflow database", aside)
+            yield Finding(f"{path} is not an MLflow database", replace)
         else:
-            yield Finding(f"{path} cannot be opened: {error}", f"ls -l {shlex.quote(str(path))}")
+            yield Finding(f"{path} cannot be opened: {error}", f"ls -l {quoted}")
     except sqlite3.DatabaseError as error:
-        yield Finding(f"{path} is damaged: {error}", aside)
+        yield Finding(f"{path} is damaged: {error}", replace)
     else:
-        if found != [_newest_revision()]:
-            yield Finding(f"{path} was made by another version of MLflow", f"mlflow db upgrade {shlex.quote(uri)}")
+        if revisions != [_newest_revision()]:
+            yield Finding(f"{path} was created by another version of MLflow", f"mlflow db upgrade {shlex.quote(uri)}")
 
 
 def _newest_revision() -> str | None:

@@ -1,4 +1,4 @@
-"""The majority class or mean, and gradient-boosted trees, on the rows that the network learns from."""
+"""Score gradient-boosted trees and a constant prediction, fitted on the training rows of the network."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ REPORT = Path("reports/baseline")
 
 def main() -> None:
     settings = config.load()
-    torch.set_num_threads(settings.threads)  # of the metrics, whose last digits follow it
+    torch.set_num_threads(settings.threads)  # the last digits of the metrics depend on it
     learned, _ = load_prepared()
     target, y = learned.target, load_split("source", "train").y
     tables = {domain: validation.check(load_raw(domain), learned, domain) for domain in domains()}
@@ -28,13 +28,12 @@ def main() -> None:
         return tables[domain].iloc[load_rows(domain, split)]
 
     with stage_run("baseline", settings) as run:
-        seed, threads = settings.seed, settings.threads
-        trees = Trees(rows("source", "train"), y.numpy(), learned, target, seed=seed, threads=threads)
-        judged = report.evaluate(lambda *part: trees.outputs(rows(*part)), target, learned)
+        trees = Trees(rows("source", "train"), y.numpy(), learned, target, seed=settings.seed, threads=settings.threads)
+        result = report.evaluate(lambda *part: trees.outputs(rows(*part)), target, learned)
         constant = report.evaluate(lambda *part: constant_outputs(y, len(rows(*part)), target), target, learned)
         headlines = (task_metrics(target.task)[0], "loss")
-        judged.scores.update({f"constant.{k}": v for k, v in constant.scores.items() if k.split(".")[-1] in headlines})
-        report.save(REPORT, judged)
-        run.log_metrics(judged.scores)
+        result.scores.update({f"constant.{k}": v for k, v in constant.scores.items() if k.split(".")[-1] in headlines})
+        report.save(REPORT, result)
+        run.log_metrics(result.scores)
         run.log_files(REPORT)
-        print(report.summary("trees", judged.scores), report.summary("constant", constant.scores), sep="\n")
+        print(report.summary("trees", result.scores), report.summary("constant", constant.scores), sep="\n")

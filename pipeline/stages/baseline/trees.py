@@ -1,4 +1,4 @@
-"""Baselines without a network: a constant prediction and gradient-boosted trees."""
+"""Baselines without a network: a constant prediction, and gradient-boosted trees."""
 
 import numpy as np
 import pandas as pd
@@ -9,11 +9,11 @@ from torch import Tensor
 from pipeline.tables.preprocessing import category_codes, numeric_features
 from pipeline.tables.schema import Schema, Target
 
-MAX_TREE_CATEGORIES = 255  # scikit-learn's limit; a column with more categories is passed as codes
+MAX_TREE_CATEGORIES = 255  # scikit-learn's limit; the codes of a column with more are used as numbers
 
 
 def constant_outputs(y_train: Tensor, n: int, target: Target) -> Tensor:
-    """Outputs for `n` rows that predict the class shares, or the mean, of the training rows."""
+    """Predict the class shares, or the mean, of the training rows for each of `n` rows."""
     if target.task == "regression":
         return y_train.mean().expand(n, 1)
     shares = torch.bincount(y_train, minlength=len(target.classes)) / len(y_train)
@@ -21,10 +21,7 @@ def constant_outputs(y_train: Tensor, n: int, target: Target) -> Tensor:
 
 
 class Trees:
-    """scikit-learn's HistGradientBoosting with its defaults, on unscaled numbers and categorical codes.
-
-    The last digits depend on the number of `threads`.
-    """
+    """scikit-learn's HistGradientBoosting with its defaults; the last digits of its outputs depend on `threads`."""
 
     def __init__(
         self, table: pd.DataFrame, y: np.ndarray, schema: Schema, target: Target, *, seed: int, threads: int
@@ -33,17 +30,15 @@ class Trees:
 
         features = self._features(table, schema)
         n_num = features.shape[1] - len(schema.cardinalities)
-        whole = [size <= MAX_TREE_CATEGORIES for size in schema.cardinalities]
-        categorical = np.array([False] * n_num + whole)
+        small = [size <= MAX_TREE_CATEGORIES for size in schema.cardinalities]
+        options = {"categorical_features": np.array([False] * n_num + small), "random_state": seed}
         self.schema, self.target = schema, target
         if target.task == "regression":
-            self.trees = HistGradientBoostingRegressor(categorical_features=categorical, random_state=seed)
+            self.trees = HistGradientBoostingRegressor(**options)
         else:
             # Early stopping needs a stratified split, impossible for a class of one row.
             stopping = "auto" if np.bincount(y).min() > 1 else False
-            self.trees = HistGradientBoostingClassifier(
-                categorical_features=categorical, random_state=seed, early_stopping=stopping
-            )
+            self.trees = HistGradientBoostingClassifier(**options, early_stopping=stopping)
         with threadpool_limits(threads):
             self.trees.fit(features, y)
 
@@ -52,7 +47,7 @@ class Trees:
         return np.hstack([numeric_features(table, schema), category_codes(table, schema)])
 
     def outputs(self, table: pd.DataFrame) -> Tensor:
-        """Outputs for a validated table, in the form of a network's outputs."""
+        """Predict a checked table, in the form of a network's outputs."""
         features = self._features(table, self.schema)
         if self.target.task == "regression":
             return torch.from_numpy(self.trees.predict(features)).float().unsqueeze(1)
@@ -60,6 +55,6 @@ class Trees:
 
 
 def _outputs(probabilities: np.ndarray, target: Target) -> Tensor:
-    """Logits whose softmax or sigmoid is `probabilities` [n, classes]."""
+    """Return the logits of `probabilities` [n, classes]."""
     logs = torch.from_numpy(np.log(np.clip(probabilities, 1e-12, 1.0))).float()
     return logs if target.task == "multiclass" else logs[:, 1:] - logs[:, :1]

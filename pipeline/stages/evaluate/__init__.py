@@ -1,1 +1,1 @@
-"""Score a model on test rows."""
+"""Score a model on validation and test rows."""

@@ -1,4 +1,4 @@
-"""Score a model on the test rows of both domains."""
+"""Score a model on the validation and test rows of both domains."""
 
 from pathlib import Path
 
@@ -11,21 +11,20 @@ from pipeline.tracking.runs import stage_run
 
 
 def main(model: str) -> None:
-    """`model` is train, finetune or search."""
+    """Evaluate the model of the stage `model`: train, finetune or search."""
     settings = config.load()
     device.use("cpu", settings.threads)
     bundle = load_bundle(Path("models") / model)
     folder = Path("reports") / model
     with stage_run(f"evaluate@{model}", settings, tags={"model": model}) as run:
         if model == "finetune" and bundle.schema.transfer_target is None:
-            judged = report.Report({}, {})
+            result = report.Report({}, {})
             print("finetune: no transfer domain, so there is no fine-tuned model to score")
         else:
-            judged = report.evaluate(
-                lambda *part: bundle.outputs(load_split(*part)), bundle.target, bundle.schema, bundle.temperature
-            )
-            print(report.summary(model, judged.scores))
-        report.save(folder, judged)
+            described = bundle.target, bundle.schema, bundle.temperature
+            result = report.evaluate(lambda *part: bundle.outputs(load_split(*part)), *described)
+            print(report.summary(model, result.scores))
+        report.save(folder, result)
         run.log_params(bundle.params)
-        run.log_metrics(judged.scores)
+        run.log_metrics(result.scores)
         run.log_files(folder)

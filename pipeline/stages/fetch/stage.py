@@ -1,4 +1,4 @@
-"""A named source to data/raw/: the table as read."""
+"""Read the source tables into data/raw/."""
 
 from pipeline.core import config
 from pipeline.core.secrets import without_secret
@@ -9,8 +9,7 @@ from pipeline.tracking.runs import stage_run
 
 def main() -> None:
     settings = config.load()
-    data = settings.data
-    sources = {raw.RAW_TABLE: data.source}
+    data, sources = settings.data, {raw.RAW_TABLE: settings.data.source}
     if data.transfer is not None and data.transfer.source is not None:
         sources[raw.RAW_TRANSFER] = data.transfer.source
     with stage_run("fetch", settings) as run:

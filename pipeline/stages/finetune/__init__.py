@@ -1,1 +1,1 @@
-"""Fine-tune the trained network on the transfer domain."""
+"""Fine-tune the trained network."""

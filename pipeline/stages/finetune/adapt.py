@@ -1,4 +1,4 @@
-"""Trained networks for a similar task: what stays, what is new."""
+"""Adapt trained networks to the transfer domain."""
 
 import copy
 
@@ -14,7 +14,7 @@ from pipeline.training.loop import Member, member_seeds
 
 
 def members(trained: Bundle, target: Target, config: Config, device: torch.device) -> list[Member]:
-    """The trained networks, ready to go on learning as `finetune` says."""
+    """Return adapted copies of the trained networks, to be fine-tuned."""
     tuned = settings(config.train, config.finetune)
     seeds = member_seeds(config.seed, len(trained.members))
     networks = [adapt(trained, k, target, config.finetune, seed) for k, seed in enumerate(seeds)]
@@ -22,7 +22,7 @@ def members(trained: Bundle, target: Target, config: Config, device: torch.devic
 
 
 def from_scratch(trained: Bundle, target: Target, config: Config, device: torch.device) -> list[Member]:
-    """New networks of the same shape, to learn as `train` says: what fine-tuning is compared with."""
+    """Return new networks of the same shape, to compare fine-tuning with."""
     edges, n_outputs = edges_of(trained.members[0]), target.n_outputs
     seeds = member_seeds(config.seed, len(trained.members))
     networks = [build_network(trained.model, trained.schema, n_outputs, generator(seed), edges) for seed in seeds]
@@ -30,7 +30,7 @@ def from_scratch(trained: Bundle, target: Target, config: Config, device: torch.
 
 
 def adapt(trained: Bundle, k: int, target: Target, finetune: Finetune, seed: int) -> nn.Sequential:
-    """A copy of member k, its first layers frozen, with a new last layer if `target` has other classes."""
+    """Return a copy of member `k` with frozen layers, and a new last layer if `target` has other classes."""
     network = copy.deepcopy(trained.members[k])
     if target != trained.target:
         replace_output(network, target.n_outputs, trained.model, generator(seed, 0, 4))
@@ -39,5 +39,5 @@ def adapt(trained: Bundle, k: int, target: Target, finetune: Finetune, seed: int
 
 
 def settings(train: Train, finetune: Finetune) -> Train:
-    """The settings of training, with those that `finetune` has of its own."""
+    """Return the training settings with the values that `finetune` overrides."""
     return train.model_copy(update=finetune.model_dump(include={"lr", "epochs", "patience"}))

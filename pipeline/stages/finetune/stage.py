@@ -1,4 +1,4 @@
-"""The trained network on the transfer domain: fewer epochs, first layers frozen if asked for."""
+"""Fine-tune the trained network on the transfer domain, and compare it with training from scratch."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from pipeline.tables.tensors import check_fit
 from pipeline.tracking.identity import state
 from pipeline.tracking.runs import stage_run
 from pipeline.training import checkpoints, loop
-from pipeline.training.fitted import calibrated
+from pipeline.training.calibration import calibrated
 
 FOLDER, TRAINED = Path("models/finetune"), Path("models/train")
 
@@ -27,7 +27,7 @@ def main() -> None:
     target = trained.schema.transfer_target
     with checkpoints.opened(*state("finetune")) as saved, stage_run("finetune", settings) as run:
         if target is None:
-            print("data.transfer names no rows: finetune keeps the trained model as it is")
+            print("data.transfer names no rows: finetune copies the trained model")
             copy_bundle(TRAINED, FOLDER)
             files.write_json(FOLDER / "transfer.json", {})
             return
@@ -39,13 +39,13 @@ def main() -> None:
         tuned = adapt.members(trained, target, settings, device)
         print(describe(tuned[0].network))
         with run.epochs("epoch", settings.finetune.epochs) as on_epoch:
-            loop.fit(tuned, train, val, target, on_epoch=saved.keeping("tuned", tuned, on_epoch))
+            loop.fit(tuned, train, val, target, on_epoch=saved.resume("tuned", tuned, on_epoch))
 
         scratch = adapt.from_scratch(trained, target, settings, device)
         with console.progress("from scratch", settings.train.n_epochs) as advance:
-            keep = saved.keeping("scratch", scratch, lambda row: advance(""))
-            loop.fit(scratch, train, val, target, on_epoch=keep)
-        compared = {name: [m.fitted for m in members] for name, members in (("finetuned", tuned), ("scratch", scratch))}
+            resumed = saved.resume("scratch", scratch, lambda row: advance(""))
+            loop.fit(scratch, train, val, target, on_epoch=resumed)
+        compared = {"finetuned": [member.fitted for member in tuned], "scratch": [member.fitted for member in scratch]}
         if target == trained.target:
             compared = {"untouched": [network.to(device) for network in trained.members], **compared}
         scores = {
@@ -53,11 +53,9 @@ def main() -> None:
             for name, networks in compared.items()
             for metric, score in loop.evaluate(networks, test, target).items()
         }
-        print(
-            "on the transfer domain's test rows:",
-            *(f"{name} {score:.4g}" for name, score in scores.items()),
-            sep="\n  ",
-        )
+        print("scores on the test rows of the transfer domain:")
+        for name, score in scores.items():
+            print(f"  {name} {score:.4g}")
 
         params = trained.params | config.flatten(settings.model_dump(mode="json", include={"train", "finetune"}))
         bundle = replace(trained, members=tuple(compared["finetuned"]), target=target, params=params, temperature=1.0)

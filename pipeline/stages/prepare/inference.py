@@ -1,4 +1,4 @@
-"""Infer the kind of each column, and the classes or the scale of the target."""
+"""Infer a schema from rows: the kind of each column, and the classes or scale of the target."""
 
 import re
 from typing import Any
@@ -13,77 +13,65 @@ from pipeline.tables.schema import DATE_FORMATS, Column, Kind, Target
 from pipeline.tables.validation import nearest
 from pipeline.tables.values import as_plain, canonical, canonical_value
 
-MAX_INTEGER_CATEGORIES = 10  # distinct values up to which a whole-number column is categorical
-MAX_WORDS = 5  # distinct texts that a column of numbers may hold for missing values
-MIN_ROWS_PER_CLASS = 2  # on average; with fewer the target is an id or a measurement
+MAX_INTEGER_CATEGORIES = 10  # an integer column with at most this many values is categorical
+MAX_WORDS = 5  # words for missing values in a column of numbers
+MIN_ROWS_A_LABEL = 2  # with fewer rows per class on average, the target is an id or a measurement
 
 
 def check_names(table: pd.DataFrame, data: Data) -> None:
-    """Raise `UserError`, with the nearest names, if the table lacks a column that `data` names."""
-    for key, names in {
-        "data.target": (data.target,),
-        "data.drop": data.drop,
-        "data.kinds": tuple(data.kinds),
-        "data.split.by": () if data.split.by == "random" else (data.split.by.split(":", 1)[1],),
-    }.items():
-        for name in names:
-            if name not in table.columns:
-                raise UserError(f"{key}: the table has no column {name!r}{nearest(name, list(table.columns))}")
-    if data.split.by in (f"time:{data.target}", f"group:{data.target}"):
+    """Check that the columns named in `data` exist; raises `UserError` with the nearest names."""
+    _, _, by = data.split.by.partition(":")
+    named = [("data.target", data.target), *(("data.drop", name) for name in data.drop)]
+    named += [("data.kinds", name) for name in data.kinds] + [("data.split.by", by)] * bool(by)
+    for key, name in named:
+        if name not in table.columns:
+            raise UserError(f"{key}: the table has no column {name!r}{nearest(name, table.columns)}")
+    if by == data.target:
         raise UserError(f"data.split.by must not name the target, got {data.split.by}")
 
 
 def learn_target(values: pd.Series, task: Task) -> Target:
-    """Learn the classes, or mean and standard deviation, of a target without missing values.
-
-    Raises `UserError` if the values do not suit the task.
-    """
-    name = str(values.name)
+    """Learn classes, or mean and standard deviation, from values without missing ones that must fit the task."""
+    name, where = str(values.name), f"data.target: {str(values.name)!r}"
     values, nested = as_plain(values)
     if nested:
-        raise UserError(f"data.target: {name!r} must not hold {nested} values")
+        raise UserError(f"{where} holds {nested} values")
     n_values = values.nunique()
     numeric = dtypes.is_numeric_dtype(values.dtype) and not dtypes.is_bool_dtype(values.dtype)
+    numbers = values.to_numpy(np.float64) if numeric else np.zeros(0)
     if n_values == 0:
-        raise UserError(f"data.target: {name!r} is missing in every row")
-    if numeric and not np.isfinite(values.to_numpy(np.float64)).all():
-        row = int(np.argmin(np.isfinite(values.to_numpy(np.float64))))
-        raise UserError(f"data.target: {name!r} must be finite, got infinity in row {values.index[row] + 1}")
+        raise UserError(f"{where} has no value in any row")
+    if not np.isfinite(numbers).all():
+        raise UserError(f"{where} is infinite in row {values.index[int(np.argmin(np.isfinite(numbers)))] + 1}")
     if task == "regression":
         if not numeric:
             raise UserError(f"data.task is regression, but {name!r} holds {_sample(values)}: binary or multiclass?")
         if n_values == 1:
-            raise UserError(f"data.target: {name!r} must vary, got {values.iloc[0]} in every row")
-        numbers = values.to_numpy(np.float64)
+            raise UserError(f"{where} is {values.iloc[0]} in every row; there is nothing to learn")
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             mean, std = float(numbers.mean()), float(numbers.std())
         if not 0 < std < np.inf:
-            raise UserError(f"data.target: {name!r} has a standard deviation of {std:g}: scale the column")
+            raise UserError(f"{where} has a standard deviation of {std:g}: scale the column")
         return Target(name=name, task=task, mean=mean, std=std)
     if n_values == 1:
-        raise UserError(
-            f"data.target: {name!r} must have at least two classes, got {canonical_value(values.iloc[0])!r} in every row"
-        )
+        label = canonical_value(values.iloc[0])
+        raise UserError(f"{where} has one class, {label!r}, in every row; there is nothing to learn")
     if task == "binary" and n_values != 2:
         raise UserError(f"data.task is binary, but {name!r} has {n_values} classes ({_sample(values)}): multiclass?")
-    if len(values) < MIN_ROWS_PER_CLASS * n_values:
-        kind = "regression?" if numeric else "is it an id?"
-        raise UserError(
-            f"data.task is {task}, but {name!r} has {n_values} different values in {len(values)} rows: {kind}"
-        )
+    if len(values) < MIN_ROWS_A_LABEL * n_values:
+        hint = "regression?" if numeric else "is it an id?"
+        raise UserError(f"data.task is {task}, but {name!r} has {n_values} values in {len(values)} rows: {hint}")
     return Target(name=name, task=task, classes=_labels(values))
 
 
 def _labels(values: pd.Series) -> tuple[Scalar, ...]:
-    """The distinct values in order, as JSON holds them."""
+    """Sort the classes, as values that JSON can hold."""
     first: dict[str, Scalar] = {}
     for value in pd.unique(values):
         plain = value.item() if isinstance(value, np.generic) else value
         first.setdefault(canonical_value(plain), plain if isinstance(plain, bool | int | float | str) else str(plain))
-    labels = list(first.values())
-    if all(isinstance(label, int | float) for label in labels):
-        return tuple(sorted(labels, key=float))
-    return tuple(sorted(labels, key=canonical_value))
+    numeric = all(isinstance(label, int | float) for label in first.values())
+    return tuple(sorted(first.values(), key=float if numeric else canonical_value))
 
 
 def _sample(values: pd.Series) -> str:
@@ -92,10 +80,7 @@ def _sample(values: pd.Series) -> str:
 
 
 def learn_columns(table: pd.DataFrame, train: np.ndarray, data: Data) -> tuple[Column, ...]:
-    """Infer the kind of each column except the target.
-
-    Type and date format are inferred from the whole table, categories and missing values from the rows `train` only.
-    """
+    """Learn the kind of each feature: storage type and date format from all rows, values from the rows `train` only."""
     return tuple(_learn_column(table[name], train, data) for name in table.columns if name != data.target)
 
 
@@ -105,21 +90,19 @@ def _learn_column(whole: pd.Series, train: np.ndarray, data: Data) -> Column:
     values = whole.iloc[train]
 
     def column(kind: Kind, reason: str, **rest: Any) -> Column:
-        return Column(name=name, kind=kind, reason=reason, missing=int(values.isna().sum()), **rest)
+        categories = _categories(values, data) if kind == "categorical" else ()
+        missing = int(values.isna().sum())
+        return Column(name=name, kind=kind, reason=reason, missing=missing, categories=categories, **rest)
 
-    if name in data.drop:
-        return column("drop", "named in data.drop")
     wanted = data.kinds.get(name)
-    if wanted == "drop":
-        return column("drop", "named in data.kinds")
+    if name in data.drop or wanted == "drop":
+        return column("drop", "named in data.drop" if name in data.drop else "named in data.kinds")
     if data.split.by == f"group:{name}":
-        return column("drop", "the group of the split, which is new for every new row")
+        return column("drop", "the group of the split: new rows have other groups")
     if nested:
         return column("drop", f"holds {nested} values")
-    if wanted == "numeric":
-        return column("numeric", "named in data.kinds")
-    if wanted == "categorical":
-        return column("categorical", "named in data.kinds", categories=_categories(values, data))
+    if wanted is not None:
+        return column(wanted, "named in data.kinds")
     present = values.dropna()
     if present.empty:
         return column("drop", "missing in every training row")
@@ -129,23 +112,19 @@ def _learn_column(whole: pd.Series, train: np.ndarray, data: Data) -> Column:
     if dtypes.is_datetime64_any_dtype(values.dtype):
         midnight = (present.dt.normalize() == present).all()
         return column("datetime", "dates", parts=("date",) if midnight else ("date", "time"))
-    if dtypes.is_bool_dtype(present.dtype) or (
-        present.dtype == object and all(isinstance(value, bool) for value in present)
-    ):
-        return column("categorical", "true or false", categories=_categories(values, data))
+    bools = present.dtype == object and all(isinstance(value, bool) for value in present)
+    if dtypes.is_bool_dtype(present.dtype) or bools:
+        return column("categorical", "true or false")
     if dtypes.is_numeric_dtype(values.dtype):
-        if n_values <= MAX_INTEGER_CATEGORIES and _stored_whole(whole):
-            reason = f"whole numbers with only {n_values} values"
-            return column("categorical", reason, categories=_categories(values, data))
+        if n_values <= MAX_INTEGER_CATEGORIES and _holds_integers(whole):
+            return column("categorical", f"whole numbers with only {n_values} values")
         return column("numeric", "numbers")
     unique = pd.Series(pd.unique(canonical(whole.dropna())))
-    words = _words_among_numbers(unique)
-    if words is not None:
+    if (words := _words_among_numbers(unique)) is not None:
         values = values.mask(values.isin(words))
         beside = f"; {', '.join(map(repr, words))} read as missing" if words else ""
         return column("numeric", f"text that parses as numbers{beside}", missing_texts=words)
-    date_format = known_date_format(unique)
-    if date_format:
+    if date_format := known_date_format(unique):
         parts = DATE_FORMATS[date_format]
         if date_format == "ISO8601":
             moments = pd.to_datetime(unique, format=date_format, utc=True)
@@ -153,15 +132,14 @@ def _learn_column(whole: pd.Series, train: np.ndarray, data: Data) -> Column:
         return column("datetime", f"text that parses as {date_format}", format=date_format, parts=parts)
     if n_values > 50 and n_values > 0.9 * len(present):
         return column("drop", f"text with {n_values} different values in {len(present)} rows: an id or free text")
-    return column("categorical", f"text with {n_values} values", categories=_categories(values, data))
+    return column("categorical", f"text with {n_values} values")
 
 
-def _stored_whole(values: pd.Series) -> bool:
-    """True for whole numbers, also in a column that missing values have turned into floats."""
-    if dtypes.is_integer_dtype(values.dtype):
-        return True
+def _holds_integers(values: pd.Series) -> bool:
+    """True for an integer column, also if its missing values made it a float column."""
     present = values.dropna()
-    return len(present) < len(values) and bool((present % 1 == 0).all())
+    whole = len(present) < len(values) and bool((present % 1 == 0).all())
+    return whole or dtypes.is_integer_dtype(values.dtype)
 
 
 def _categories(values: pd.Series, data: Data) -> tuple[str, ...]:
@@ -171,19 +149,19 @@ def _categories(values: pd.Series, data: Data) -> tuple[str, ...]:
 
 
 def _words_among_numbers(unique: pd.Series) -> tuple[str, ...] | None:
-    """The few texts in a column of numbers, to be read as missing; None if the column is not one of numbers."""
+    """Return the few words in a column of numbers, possibly none; None for other columns."""
     words = unique[pd.to_numeric(unique, errors="coerce").isna()]
     few = len(words) <= min(MAX_WORDS, 0.1 * len(unique))
     return tuple(sorted(words)) if few and len(unique) > 2 * MAX_INTEGER_CATEGORIES else None
 
 
 def known_date_format(unique: pd.Series) -> str | None:
-    """The first known format that every value matches."""
+    """Return the first format of `DATE_FORMATS` that every value has."""
     first = unique.head(100).tolist()
     for date_format, parts in DATE_FORMATS.items():
         shape = r"\d{4}-\d{2}-\d{2}([T ].*)?" if date_format == "ISO8601" else r"\d{1,4}[-/.:]\d{1,2}([-/.: ].*)?"
-        if not all(re.fullmatch(shape, value) for value in first):
-            continue
-        if not pd.to_datetime(unique, format=date_format, errors="coerce", utc="date" in parts).isna().any():
-            return date_format
+        if all(re.fullmatch(shape, value) for value in first):
+            moments = pd.to_datetime(unique, format=date_format, errors="coerce", utc="date" in parts)
+            if not moments.isna().any():
+                return date_format
     return None

@@ -1,4 +1,4 @@
-"""Turn a raw table into schema, splits, preprocessor and tensors."""
+"""Prepare a raw table for training: domains, splits, schema, preprocessor, tensors."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ MAX_SHOWN = 30  # printed columns per kind
 
 @dataclass(frozen=True)
 class Domain:
-    """The validated features and the target of a whole raw table, and the row numbers of each split."""
+    """Checked features and target of a whole raw table, and the row numbers of each split of a domain."""
 
     features: pd.DataFrame
     y: np.ndarray
@@ -33,7 +33,7 @@ class Domain:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The result of `prepare`; `domains` holds `source` and, if there is one, `transfer`."""
+    """Schema, preprocessor and the domains source and, if there is one, transfer."""
 
     schema: Schema
     preprocessor: Preprocessor
@@ -50,30 +50,27 @@ class Prepared:
 
 
 def prepare(table: pd.DataFrame, second: pd.DataFrame | None, data: Data, seed: int) -> Prepared:
-    """Split the rows of each domain, then fit schema and preprocessor on the training rows of the source domain.
+    """Split the rows of each domain, then learn schema and preprocessor from the training rows of the source domain.
 
-    `second` is the table of `data.transfer.source`. Raises `UserError` if a table does not match `data`.
+    `second` is the table of `data.transfer.source`, if set. Raises `UserError` if a table does not fit `data`.
     """
     inference.check_names(table, data)
-    counts = {"read": len(table)}
-    usable, dropped = _usable(table, data)
-    counts |= dropped
+    usable, counts = _usable(table, data)
     in_transfer, notes = _transfer_rows(table, data.transfer)
     source_rows = np.flatnonzero(usable & ~in_transfer)
     if not len(source_rows):
-        raise UserError("data.transfer must leave rows for the source domain, got all rows that have a target")
+        raise UserError("data.transfer takes every row with a target: leave some for the source domain")
     target = inference.learn_target(table[data.target].iloc[source_rows], data.task)
     splits = _split(table, source_rows, target, data, seed)
     target = _of_training_rows(table, splits, target)
 
-    transfer_table, transfer_splits, transfer_target = table, None, None
+    transfer_table, transfer_target, transfer_splits = table, None, dict[str, np.ndarray]()
     if second is not None:
         if data.target not in second.columns:
-            raise UserError(f"data.transfer.source lacks the target {data.target!r}")
-        transfer_table = second
-        usable, dropped = _usable(second, data)
-        counts |= {f"transfer_{name}": n for name, n in {"read": len(second), **dropped}.items()}
-        in_transfer = np.ones(len(second), bool)
+            raise UserError(f"data.transfer.source has no column {data.target!r}, the target")
+        transfer_table, in_transfer = second, np.ones(len(second), bool)
+        usable, transfer_counts = _usable(second, data)
+        counts |= {f"transfer_{name}": n for name, n in transfer_counts.items()}
     transfer_rows = np.flatnonzero(usable & in_transfer)
     if in_transfer.any() and not len(transfer_rows):
         raise UserError(f"data.transfer: the target {data.target!r} is missing in every row of the transfer domain")
@@ -87,42 +84,42 @@ def prepare(table: pd.DataFrame, second: pd.DataFrame | None, data: Data, seed: 
         except UserError as error:
             raise UserError(f"in the transfer domain: {error}") from None
 
-    for name, found in {"source": splits, "transfer": transfer_splits or {}}.items():
+    for name, found in {"source": splits, "transfer": transfer_splits}.items():
         counts |= {f"{name}_{split}": len(rows) for split, rows in found.items()}
     columns = inference.learn_columns(table, splits["train"], data)
     schema = Schema(columns=columns, target=target, transfer_target=transfer_target, rows=counts, notes=tuple(notes))
     if not schema.features:
-        raise UserError(
-            "no column is left as a feature: " + "; ".join(f"{c.name!r} is {c.reason}" for c in columns[:5])
-        )
+        reasons = "; ".join(f"{c.name!r} is {c.reason}" for c in columns[:5])
+        raise UserError(f"no column is left to learn from: {reasons}")
 
     features = validation.check(table, schema, "data.source")
-    domains = {"source": Domain(features, _encoded(table, target), splits)}
-    if transfer_splits is not None and transfer_target is not None:
+    preprocessor = preprocessing.fit(features.iloc[splits["train"]], schema, data.scaling)
+    domains = {"source": Domain(features, target.encode(table[data.target]), splits)}
+    if transfer_target is not None:
         if second is not None:
             features = validation.check(second, schema, "data.transfer.source")
-        domains["transfer"] = Domain(features, _encoded(transfer_table, transfer_target), transfer_splits)
-    preprocessor = preprocessing.fit(domains["source"].features.iloc[splits["train"]], schema, data.scaling)
+        y = transfer_target.encode(transfer_table[data.target])
+        domains["transfer"] = Domain(features, y, transfer_splits)
     return Prepared(schema, preprocessor, domains)
 
 
 def _usable(table: pd.DataFrame, data: Data) -> tuple[np.ndarray, dict[str, int]]:
-    """Usable rows [n] bool, and the number of rows with a missing target and of duplicates."""
+    """Return which rows to keep [n] bool, and counts of the rows read, without a target, and repeated."""
     missing = table[data.target].isna().to_numpy()
-    # Nested values of Parquet cannot be compared as they are.
+    # As text, since nested values of Parquet cannot be compared.
     plain = table.apply(lambda values: values.map(str, na_action="ignore") if values.dtype == object else values)
-    again = plain.duplicated().to_numpy()
-    counts = {"target_missing": int(missing.sum()), "duplicates": int(again.sum())}
-    return ~missing & ~(again if data.duplicates == "drop" else np.zeros_like(again)), counts
+    repeated = plain.duplicated().to_numpy()
+    counts = {"read": len(table), "target_missing": int(missing.sum()), "duplicates": int(repeated.sum())}
+    return ~missing & ~(repeated & (data.duplicates == "drop")), counts
 
 
 def _transfer_rows(table: pd.DataFrame, transfer: Transfer | None) -> tuple[np.ndarray, list[str]]:
-    """Rows [n] bool of the transfer domain, and notes for the user."""
-    nothing = np.zeros(len(table), bool)
+    """Return which rows [n] bool belong to the transfer domain, and a note if the table has no column for it."""
     if transfer is None or transfer.column is None:
-        return nothing, []
+        return np.zeros(len(table), bool), []
     if transfer.column not in table.columns:
-        return nothing, [f"no transfer domain: the table has no column {transfer.column!r} (data.transfer.column)"]
+        note = f"data.transfer.column {transfer.column!r} is not a column of this table: there is no transfer domain"
+        return np.zeros(len(table), bool), [note]
     found = canonical(table[transfer.column]).isin([canonical_value(value) for value in transfer.values]).to_numpy()
     if not found.any():
         raise UserError(f"data.transfer: no row has {transfer.column!r} in {list(transfer.values)}")
@@ -136,35 +133,28 @@ def _split(table: pd.DataFrame, rows: np.ndarray, target: Target, data: Data, se
 
 
 def _of_training_rows(table: pd.DataFrame, splits: dict[str, np.ndarray], target: Target) -> Target:
-    """The target with mean and standard deviation of the training rows; raises `UserError` if they lack a class."""
+    """Learn mean and standard deviation from the training rows only, or check that they have every class."""
     values = table[target.name].iloc[splits["train"]]
     if target.task == "regression":
         return inference.learn_target(values, target.task)
     absent = np.setdiff1d(np.arange(len(target.classes)), target.encode(values))
     if len(absent):
         label = target.classes[absent[0]]
-        everywhere = int((canonical(table[target.name]) == canonical_value(label)).sum())
-        raise UserError(
-            f"data.split: class {label!r} ({everywhere} rows) is missing from training; split by random, or drop its rows"
-        )
+        n = int((canonical(table[target.name]) == canonical_value(label)).sum())
+        raise UserError(f"data.split: class {label!r} ({n} rows) is missing from training: split by random or drop it")
     return target
 
 
 def _transfer_target(values: pd.Series, target: Target) -> Target:
-    """The target of the source domain if it has all classes of the transfer domain, else one with the classes found there."""
+    """Return the target of the source domain if it has the classes of these values; otherwise one with their classes."""
     if target.task == "regression":
-        inference.learn_target(values, target.task)  # raises for values that are not numbers
+        inference.learn_target(values, target.task)  # raises if they are not numbers
         return target
     return target if (target.encode(values) >= 0).all() else inference.learn_target(values, target.task)
 
 
-def _encoded(table: pd.DataFrame, target: Target) -> np.ndarray:
-    """The encoded target of every row, [n]; undefined for missing values."""
-    return target.encode(table[target.name])
-
-
 def describe(learned: Schema) -> str:
-    """Summarise the schema for the user."""
+    """Summarise a schema for the terminal."""
     kinds = {kind: learned.of_kind(kind) for kind in ("numeric", "categorical", "datetime", "drop")}
     lines = [f"rows: {', '.join(f'{name} {n:,}' for name, n in learned.rows.items())}"]
     lines += [f"note: {note}" for note in learned.notes]
@@ -175,6 +165,5 @@ def describe(learned: Schema) -> str:
             lines.append(f"{'dropped' if kind == 'drop' else kind}: {', '.join(shown)}{more}")
     of = "mean {0.mean:g}, standard deviation {0.std:g}" if learned.target.task == "regression" else "{0.classes}"
     lines.append(f"target: {learned.target.name}, {of.format(learned.target)}")
-    return "\n".join(
-        [*map(printable, lines), "data/prepared/schema.json has the reason for each column; data.kinds overrides it"]
-    )
+    lines.append("the reason for each kind is in data/prepared/schema.json; data.kinds overrides it")
+    return "\n".join(map(printable, lines))

@@ -11,10 +11,10 @@ from pipeline.tables.values import canonical
 
 
 def split_rows(table: pd.DataFrame, codes: np.ndarray | None, split: Split, seed: int) -> dict[str, np.ndarray]:
-    """Positions of the train, val and test rows of `table`, in ascending order.
+    """Return the positions of the train, val and test rows of `table`, in ascending order.
 
-    `codes` [n] are class codes that stratify a random split, or None. A class with three or more rows is in every split;
-    a rarer one is in training first. Raises `UserError` if a split is too small.
+    `codes` [n] are class codes that stratify a random split, or None. A class of at least three rows has a row in each
+    split; a rarer one goes to training first. Raises `UserError` if a split would be empty.
     """
     how, _, column = split.by.partition(":")
     rng = np.random.default_rng(seed)
@@ -24,13 +24,12 @@ def split_rows(table: pd.DataFrame, codes: np.ndarray | None, split: Split, seed
         parts = _by_group(table[column], split, rng)
     else:
         parts = _at_random(np.zeros(len(table), np.int64) if codes is None else codes, split, rng)
-    for name in SPLITS:
+    splits = {name: np.flatnonzero(parts == name) for name in SPLITS}
+    for name, rows in splits.items():
         need = 2 if name == "train" else 1
-        if (parts == name).sum() < need:
-            raise UserError(
-                f"data.split leaves {(parts == name).sum()} of {len(table)} rows for {name}, which needs {need}"
-            )
-    return {name: np.flatnonzero(parts == name) for name in SPLITS}
+        if len(rows) < need:
+            raise UserError(f"data.split leaves {len(rows)} of {len(table)} rows for {name}, which needs {need}")
+    return splits
 
 
 def _at_random(codes: np.ndarray, split: Split, rng: np.random.Generator) -> np.ndarray:
@@ -38,7 +37,7 @@ def _at_random(codes: np.ndarray, split: Split, rng: np.random.Generator) -> np.
     for code in np.unique(codes):
         rows = rng.permutation(np.flatnonzero(codes == code))
         at_least = 1 if len(rows) >= 3 else 0
-        # At least one row of every class trains; with three rows or more, one validates.
+        # Training keeps a row of every class, and validation a row of each class of at least three.
         n_test = max(0, min(max(at_least, round(len(rows) * split.test)), len(rows) - 1 - at_least))
         n_val = min(max(at_least, round(len(rows) * split.val)), len(rows) - 1 - n_test)
         parts[rows[:n_test]] = "test"
@@ -47,7 +46,7 @@ def _at_random(codes: np.ndarray, split: Split, rng: np.random.Generator) -> np.
 
 
 def _by_time(moments: pd.Series, split: Split) -> np.ndarray:
-    """Oldest rows train, newest rows test; rows of the same time stay together."""
+    """Train on the past and test on the future; rows of one moment stay together."""
     if moments.isna().any():
         raise UserError(f"data.split.by: {str(moments.name)!r} is missing in {int(moments.isna().sum())} rows")
     if not pd.api.types.is_numeric_dtype(moments.dtype) and not pd.api.types.is_datetime64_any_dtype(moments.dtype):
@@ -56,13 +55,13 @@ def _by_time(moments: pd.Series, split: Split) -> np.ndarray:
         if date_format is None:
             raise UserError(f"data.split.by: {str(moments.name)!r} must hold times or numbers")
         moments = pd.to_datetime(text, utc=True, format=date_format)
-    # The share of rows that are older.
+    # A row's place is the share of rows before its moment.
     place = moments.rank(method="min", pct=False).sub(1).div(len(moments)).to_numpy()
     return np.select([place < split.train, place < split.train + split.val], ["train", "val"], "test")
 
 
 def _by_group(groups: pd.Series, split: Split, rng: np.random.Generator) -> np.ndarray:
-    """Assign whole groups, the largest first, to the split that lacks most rows; rows without a group form one group."""
+    """Assign whole groups to splits by their share of the rows; rows without a group are one group."""
     codes, names = pd.factorize(canonical(groups), sort=True, use_na_sentinel=False)
     if len(names) < len(SPLITS):
         raise UserError(f"data.split.by: {str(groups.name)!r} must have at least 3 groups, got {len(names)}")
@@ -71,7 +70,7 @@ def _by_group(groups: pd.Series, split: Split, rng: np.random.Generator) -> np.n
     part = np.empty(len(names), dtype="<U5")
     order = rng.permutation(len(names))
     for left, group in zip(range(len(names), 0, -1), order[np.argsort(-sizes[order], kind="stable")], strict=True):
-        # The last groups go to splits that are still empty.
+        # Largest group first, to the split that lacks the most rows; the last groups go to splits that are still empty.
         empty = [name for name in SPLITS if name not in part]
         name = max(empty if left <= len(empty) else SPLITS, key=lambda name: wanted[name])
         part[group] = name

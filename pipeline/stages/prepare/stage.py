@@ -1,4 +1,4 @@
-"""data/raw/ to data/prepared/: schema, splits, and a preprocessor fitted on training rows."""
+"""Write data/prepared/: schema, splits, and a preprocessor fitted on training rows."""
 
 from pipeline.core import config
 from pipeline.stages.prepare.preparation import describe, prepare

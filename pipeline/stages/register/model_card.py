@@ -1,8 +1,8 @@
-"""The model card of the champion."""
+"""Write the model card of the champion."""
 
 import html
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pipeline.core.errors import printable
 from pipeline.core.scores import shown
@@ -11,20 +11,15 @@ from pipeline.core.settings import Config, Transfer
 from pipeline.networks.bundle import Bundle
 from pipeline.stages.register.selection import Choice
 
-CANDIDATES = {
-    "train": "the trained network",
-    "search": "the best network of the search",
-    "finetune": "the fine-tuned network",
-}
 CARD = """# {title}
 
-A PyTorch network that predicts {target} ({what}) from {n_features} columns of a table. It has the best {metric},
-{score}, of: {candidates}.
+A PyTorch network that predicts {target} ({what}) from {n_features} columns of a table. Chosen among {candidates} for its
+{metric} of {score}.
 
 ## Data
 
 Source: {source}, {rows}. Split {split}, seed {seed}. {domain}
-`model.json` lists the kind of each column, and why some were dropped, under `schema`.
+The kind of each column, and the reason for it, is in `model.json` under `schema`.
 
 ## Metrics
 
@@ -36,9 +31,9 @@ Source: {source}, {rows}. Split {split}, seed {seed}. {domain}
 
 ## Intended use
 
-For rows from the same population, with the same columns. New categories are treated as unseen, missing values as
-missing. {calibrated}The quality on other populations, or after the data have changed, is unknown: check the metrics on new
-rows before relying on the model.
+For rows like the training rows: the same columns, from the same population. Categories that were not in training count as
+unseen, missing values as missing. {calibrated}Performance on other populations or on later data is unknown: evaluate the
+model on new rows before relying on it.
 
 ## How to load
 
@@ -63,48 +58,53 @@ model.predict(table)  # a pandas DataFrame of raw columns
 def model_card(
     bundle: Bundle, choice: Choice, scores: Mapping[str, float], baseline: Mapping[str, float], config: Config
 ) -> str:
-    """The model card in Markdown (after Mitchell et al. 2019, "Model Cards for Model Reporting")."""
-    data, target, rows = config.data, bundle.target, bundle.schema.rows
+    """Format a model card as Markdown (Mitchell et al. 2019, "Model Cards for Model Reporting")."""
+    data, target = config.data, bundle.target
     classes = f"{target.task}: {', '.join(map(str, target.classes[:10]))}" if target.classes else "regression"
-    table = [
-        [name, shown(score), *(shown(found[key]) if key in found else "" for key in (name, f"constant.{name}"))]
-        for name, score in scores.items()
-        for found in [baseline]
-    ]
+
+    def compared(name: str) -> str:
+        return shown(baseline[name]) if name in baseline else ""
+
+    rows = [f"| {k} | {shown(v)} | {compared(k)} | {compared(f'constant.{k}')} |" for k, v in scores.items()]
+    notes = "`val` are the rows the model was chosen on, `test` rows of the source domain, `transfer` of the transfer domain."
+    if target.task == "regression":
+        notes += " Losses are of the standardised target; other errors are in its own units."
     return CARD.format(
         name=config.register_.name,
-        title=_cell(config.register_.name),
-        target=_cell(target.name),
-        what=_cell(classes),
+        title=_escaped(config.register_.name),
+        target=_escaped(target.name),
+        what=_escaped(classes),
         n_features=len(bundle.schema.features),
-        candidates=", ".join(CANDIDATES[name] for name in choice.candidates),
+        candidates=_joined(choice.candidates),
         metric=choice.metric,
-        calibrated="`ece` is the calibration error of the probabilities. " if target.classes else "",
+        calibrated="The calibration error of the probabilities is `ece` above. " if target.classes else "",
         score=shown(choice.score),
-        source=_cell(without_secret(data.source)),
-        rows=", ".join(f"{name} {n:,}" for name, n in rows.items()),
-        split=f"{data.split.train:g} / {data.split.val:g} / {data.split.test:g} by {_cell(data.split.by)}",
+        source=_escaped(without_secret(data.source)),
+        rows=", ".join(f"{name} {n:,}" for name, n in bundle.schema.rows.items()),
+        split=f"{data.split.train:g} / {data.split.val:g} / {data.split.test:g} by {_escaped(data.split.by)}",
         seed=config.seed,
         domain=_domain(data.transfer) if bundle.schema.transfer_target else "There is no transfer domain.",
-        metrics="\n".join(f"| {' | '.join(cells)} |" for cells in table),
-        notes="`test` are test rows of the source domain, `transfer` of the transfer domain; `val` are the rows that selected the model."
-        + (
-            " The loss is of the standardised target; other errors are in the units of the target."
-            if target.task == "regression"
-            else ""
-        ),
-        params="\n".join(f"| `{name}` | {_cell(str(value))} |" for name, value in bundle.params.items()),
+        metrics="\n".join(rows),
+        notes=notes,
+        params="\n".join(f"| `{name}` | {_escaped(str(value))} |" for name, value in bundle.params.items()),
     )
+
+
+def _joined(candidates: Sequence[str]) -> str:
+    adjectives = {"train": "trained", "search": "searched", "finetune": "fine-tuned"}
+    *others, last = [f"the {adjectives[name]}" for name in candidates]
+    return f"{', '.join(others)} and {last} network" if others else f"{last} network"
 
 
 def _domain(transfer: Transfer | None) -> str:
     assert transfer is not None
     if transfer.source is not None:
-        return f"The transfer domain is the table {_cell(without_secret(transfer.source))}."
-    return f"The transfer domain is the rows whose {_cell(str(transfer.column))} is {_cell(' or '.join(map(str, transfer.values)))}."
+        return f"The transfer domain is the table {_escaped(without_secret(transfer.source))}."
+    values = " or ".join(map(str, transfer.values))
+    return f"The transfer domain is the rows whose {_escaped(str(transfer.column))} is {_escaped(values)}."
 
 
-def _cell(text: str) -> str:
-    """Text that Markdown shows literally."""
+def _escaped(text: str) -> str:
+    """Escape text from a table, so that Markdown shows it literally."""
     plain = html.escape(printable(" ".join(text.split())), quote=False)
     return re.sub(r"([\\`|\[\]*_{}~$!@])", r"\\\1", plain)

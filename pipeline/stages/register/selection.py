@@ -1,4 +1,4 @@
-"""Select the champion."""
+"""Choose the best model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,41 +10,34 @@ from pipeline.core.settings import Register, Task
 
 @dataclass(frozen=True)
 class Choice:
-    """The selected model, the metric and its score, and lines that compare all models."""
+    """The chosen model, the metric and score it was chosen for, all candidates, and lines to print."""
 
     name: str
     metric: str
     score: float
-    candidates: list[str]
+    candidates: tuple[str, ...]
     lines: list[str]
 
 
 def choose(scores: Mapping[str, Mapping[str, float]], register: Register, task: Task) -> Choice:
-    """Select the model with the best `register.metric` on validation rows, the first one of equals.
+    """Choose the model with the best `register.metric` on validation rows, the first of equals.
 
-    A metric of another task is replaced by the headline metric of the task, without a minimum. Models without the metric,
-    such as `finetune` without a transfer domain, are skipped. Raises `UserError` if the best one is worse than
-    `register.minimum`.
+    Models without that score are not candidates. A metric of another task is replaced by the headline metric of this
+    task, without a minimum. Raises `UserError` if the best score is worse than `register.minimum`.
     """
-    metric: str = register.metric
-    minimum: float | None = register.minimum
-    lines = []
-    if metric.rsplit(".", maxsplit=1)[-1] not in task_metrics(task):
-        lines.append(
-            f"note: register.metric {metric} does not suit {task}: val.{task_metrics(task)[0]} is used instead, without a minimum"
-        )
-        metric, minimum = f"val.{task_metrics(task)[0]}", None
+    headline = f"val.{task_metrics(task)[0]}"
+    suits = register.metric.rsplit(".", maxsplit=1)[-1] in task_metrics(task)
+    metric, minimum = (register.metric, register.minimum) if suits else (headline, None)
+    note = f"note: register.metric {register.metric} is not a metric of {task}: using {headline} without a minimum"
+    lines = [] if suits else [note]
     known = {name: found[metric] for name, found in scores.items() if metric in found}
     if not known:
-        raise UserError(
-            f"register.metric must be a metric of some model, got {metric}; known: {', '.join(sorted(set().union(*scores.values())))}"
-        )
+        others = ", ".join(sorted(set().union(*scores.values())))
+        raise UserError(f"register.metric must be a score of a model, got {metric}: choose from {others}")
     sign = 1 if lower_is_better(metric) else -1
     best = min(known, key=lambda name: sign * known[name])
     lines += [f"{name}: {metric} {score:.4f}{' (champion)' if name == best else ''}" for name, score in known.items()]
     if minimum is not None and sign * known[best] > sign * minimum:
-        side = "above" if lower_is_better(metric) else "below"
-        raise UserError(
-            f"register: the best {metric}, {known[best]:.4f} of {best}, is {side} register.minimum {minimum:g}; nothing was registered"
-        )
-    return Choice(best, metric, known[best], list(known), lines)
+        side = f"{'above' if lower_is_better(metric) else 'below'} register.minimum {minimum:g}"
+        raise UserError(f"the best {metric}, {known[best]:.4f} of {best}, is {side}: nothing was registered")
+    return Choice(best, metric, known[best], tuple(known), lines)

@@ -1,4 +1,4 @@
-"""The best bundle to models/champion/ and, as `champion`, to the MLflow registry."""
+"""Copy the best bundle to models/champion/ and register it in MLflow with the alias `champion`."""
 
 from pathlib import Path
 

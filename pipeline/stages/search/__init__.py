@@ -1,1 +1,1 @@
-"""Search the space of `search` with Optuna."""
+"""Search hyperparameters with Optuna."""

@@ -14,19 +14,19 @@ from pipeline.core.plotting import plain_label, save, save_figure
 def save_search(
     folder: Path, trials: pd.DataFrame, best_so_far: pd.Series, importances: Mapping[str, float], log: set[str]
 ) -> None:
-    """`history.png`, `importance.png` and `slice.png` of a search.
+    """Draw `history.png`, `importance.png` and `slice.png`.
 
-    `trials` has the columns trial, state, the score, best_epoch, and then the searched parameters; those in `log` are
-    drawn on a logarithmic axis.
+    The columns of `trials` are trial, state, the score, best_epoch and the searched parameters; those in `log` get a
+    logarithmic axis.
     """
     _, _, metric, _, *names = trials.columns
-    save(folder / "history.png", partial(_search_history, trials=trials, metric=metric, best_so_far=best_so_far))
+    save(folder / "history.png", partial(_history, trials=trials, metric=metric, best_so_far=best_so_far))
     save(folder / "importance.png", partial(_importance, importances=importances))
     slices = partial(_slices, trials=trials, names=names, metric=metric, log=log)
     save_figure(folder / "slice.png", (3.2 * len(names) + 1, 3.6), slices)
 
 
-def _search_history(axes: Axes, trials: pd.DataFrame, metric: str, best_so_far: pd.Series) -> None:
+def _history(axes: Axes, trials: pd.DataFrame, metric: str, best_so_far: pd.Series) -> None:
     axes.scatter(trials["trial"], trials[metric], s=14, label="trial")
     axes.plot(trials["trial"], best_so_far, color="black", lw=1, drawstyle="steps-post", label="best so far")
     axes.set(xlabel="trial", ylabel=metric, title="Search history")
@@ -36,11 +36,10 @@ def _search_history(axes: Axes, trials: pd.DataFrame, metric: str, best_so_far: 
 def _importance(axes: Axes, importances: Mapping[str, float]) -> None:
     names = list(importances)[::-1]
     axes.barh([plain_label(name) for name in names], [importances[name] for name in names])
-    axes.set(xlabel="share of the variance between trials", title="Parameter importance (fANOVA)")
+    axes.set(xlabel="share of the score variance", title="Parameter importance (fANOVA)")
 
 
 def _slices(figure: Figure, trials: pd.DataFrame, names: list[str], metric: str, log: set[str]) -> None:
-    """The score of each trial against each searched parameter, a panel a parameter."""
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     for axes, name in zip(panels, names, strict=True):
         values = trials[name]

@@ -1,53 +1,46 @@
-"""Successive halving: which trials train side by side, and which go on."""
+"""Successive halving: group trials into stacks, and drop the worst after each rung."""
 
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
 
 from pipeline.core.scores import lower_is_better
 from pipeline.core.settings import Config
-from pipeline.stages.search.trials import Contender
+from pipeline.stages.search.trials import Contender, State
 from pipeline.training.loop import OWN
 
-STACK_ACTIVATIONS, MAX_STACK = 1_000_000, 32  # numbers that a hidden layer of all members holds; members
+STACK_ACTIVATIONS, MAX_STACK = 1_000_000, 32  # at most, per stack: hidden values of a batch, and members
 Stacks = Sequence[list[Contender]]
-Runner = Callable[[Stacks, int], Iterator[list[Contender]]]  # stacks and the epoch to train them to; in their order
+Runner = Callable[[Stacks, int], Iterator[list[Contender]]]  # trains stacks up to an epoch; yields them in order
 
 
 def rungs(epochs: int, reduction: int | None) -> list[int]:
-    """The epochs after which trials are compared, and the last one: with reduction 3 these are 1, 3, 9, … epochs."""
-    before = (
-        itertools.takewhile(lambda epoch: epoch < epochs, (reduction**k for k in itertools.count()))
-        if reduction
-        else ()
-    )
-    return [*before, epochs]
+    """Return the epochs after which trials are compared, and the last epoch: 1, 3, 9, … with reduction 3."""
+    powers = (reduction**k for k in itertools.count()) if reduction else ()
+    return [*itertools.takewhile(lambda epoch: epoch < epochs, powers), epochs]
 
 
-def halving(
-    contenders: list[Contender], config: Config, run: Runner, metric: str
-) -> Iterator[tuple[Contender, Literal["complete", "pruned", "failed"]]]:
-    """Successive halving (Jamieson & Talwalkar 2016): after each rung the best 1 / reduction of the trials go on."""
+def halving(contenders: list[Contender], config: Config, run: Runner, metric: str) -> Iterator[tuple[Contender, State]]:
+    """Keep the best 1 / reduction of the trials after each rung (Jamieson & Talwalkar 2016); yield each as it ends."""
     sign = 1 if lower_is_better(metric) else -1
     for rung in rungs(config.search.epochs, config.search.reduction):
-        ran: list[Contender] = []
+        trained: list[Contender] = []
         for stack in run(pack(contenders, config.search.stack), rung):
             yield from ((contender, "failed") for contender in stack if contender.progress["diverged"])
-            ran += [contender for contender in stack if not contender.progress["diverged"]]
+            trained += [contender for contender in stack if not contender.progress["diverged"]]
         if rung == config.search.epochs:
-            yield from ((contender, "complete") for contender in ran)
+            yield from ((contender, "complete") for contender in trained)
             return
-        ran.sort(key=lambda c: (sign * c.history[c.progress["best_epoch"] - 1][metric], c.number))
-        kept = math.ceil(len(ran) / (config.search.reduction or 1))
-        yield from ((contender, "pruned") for contender in ran[kept:])
-        contenders = sorted(ran[:kept], key=lambda contender: contender.number)
+        trained.sort(key=lambda c: (sign * c.history[c.progress["best_epoch"] - 1][metric], c.number))
+        n_kept = math.ceil(len(trained) / (config.search.reduction or 1))
+        yield from ((contender, "pruned") for contender in trained[n_kept:])
+        contenders = sorted(trained[:n_kept], key=lambda contender: contender.number)
 
 
 def pack(contenders: Sequence[Contender], width: int | None = None) -> list[list[Contender]]:
-    """Contenders of one shape side by side, in stacks of `width` members or as many as `stack_width` says.
+    """Group contenders of one shape into stacks of `width` members, by default `stack_width`.
 
-    There are two stacks or more wherever there are two contenders: one alone would leave a core idle.
+    Two or more contenders make at least two stacks, since a single stack would use only one core.
     """
     shapes: dict[str, list[Contender]] = {}
     for contender in contenders:
@@ -63,9 +56,9 @@ def pack(contenders: Sequence[Contender], width: int | None = None) -> list[list
 
 
 def stack_width(config: Config) -> int:
-    """How many networks of a shape train side by side: enough to outweigh the cost of a call, few enough for the cache.
+    """Return how many networks to train side by side: enough to outweigh the cost of a call, few enough for the cache.
 
-    A rule over the shapes, since what is measured at run time would change bytes; `make bench` measures what it rests on.
+    Computed from the shapes, since a measurement would make the bytes depend on the machine; see `make bench`.
     """
     activations = config.train.rows_a_step * sum(config.model.hidden)
     return int(2 ** math.floor(math.log2(min(max(STACK_ACTIVATIONS / max(activations, 1), 1), MAX_STACK))))

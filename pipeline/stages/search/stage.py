@@ -1,4 +1,4 @@
-"""Optuna over the space of `search`, then the best trial trained in full."""
+"""Search hyperparameters with Optuna, then train the best trial in full."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from pipeline.tables.prepared import load_prepared, load_split
 from pipeline.tracking.identity import state
 from pipeline.tracking.runs import stage_run
 from pipeline.training import checkpoints, loop
-from pipeline.training.fitted import fitted_bundle
+from pipeline.training.calibration import fitted_bundle
 
 FOLDER = Path("models/search")
 
@@ -22,13 +22,13 @@ FOLDER = Path("models/search")
 def main() -> None:
     settings = config.load()
     device = use(settings.device, settings.threads)
-    learned, preprocessor = load_prepared()
-    target = learned.target
+    schema, preprocessor = load_prepared()
+    target = schema.target
     train, val = (load_split("source", split).to(device) for split in ("train", "val"))
-    asked, settings = settings, settings.sized(len(train))
+    unsized, settings = settings, settings.sized(len(train))
     with (
         checkpoints.opened(*state("search")) as saved,
-        workers(Work.of(train, val, learned, settings, saved), settings.search.workers) as runner,
+        workers(Work.of(train, val, schema, settings, saved), settings.search.workers) as runner,
         stage_run("search", settings) as run,
     ):
         with console.progress("trial", settings.search.n_trials) as advance:
@@ -39,13 +39,13 @@ def main() -> None:
 
             found = search(settings, runner, on_trial)
 
-        best = config.replaced(asked, found.best.params).sized(len(train))
-        print(f"best is {found.best.line()}; trained on all rows:")
-        members = loop.new_members(best, train, learned)
+        best = config.replaced(unsized, found.best.params).sized(len(train))
+        print(f"best {found.best.line()}; trained in full:")
+        members = loop.new_members(best, train, schema)
         with run.epochs("epoch", best.train.n_epochs) as on_epoch:
-            loop.fit(members, train, val, target, on_epoch=saved.keeping("best", members, on_epoch))
+            loop.fit(members, train, val, target, on_epoch=saved.resume("best", members, on_epoch))
 
-        bundle = fitted_bundle(members, best, learned, preprocessor, val)
+        bundle = fitted_bundle(members, best, schema, preprocessor, val)
         save_bundle(FOLDER, bundle, loop.mean_history(members))
         log = {name for name, space in settings.search.space.items() if space.log}
         files.write_csv(FOLDER / "trials.csv", found.table())

@@ -1,1 +1,1 @@
-"""Train the network of `model`."""
+"""Train the network."""

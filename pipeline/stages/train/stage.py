@@ -1,4 +1,4 @@
-"""The network of `model`, or an ensemble of it, trained on the source domain as `train` says."""
+"""Train the network of `model`, or an ensemble of it, on the source domain."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from pipeline.tables.prepared import load_prepared, load_split
 from pipeline.tracking.identity import state
 from pipeline.tracking.runs import stage_run
 from pipeline.training import checkpoints, loop
-from pipeline.training.fitted import fitted_bundle
+from pipeline.training.calibration import fitted_bundle
 
 FOLDER = Path("models/train")
 
@@ -21,27 +21,28 @@ FOLDER = Path("models/train")
 def main() -> None:
     settings = config.load()
     device = use(settings.device, settings.threads)
-    learned, preprocessor = load_prepared()
-    target = learned.target
+    schema, preprocessor = load_prepared()
+    target = schema.target
     train, val = (load_split("source", split).to(device) for split in ("train", "val"))
     settings = settings.sized(len(train))
-    members = loop.new_members(settings, train, learned)
+    members = loop.new_members(settings, train, schema)
     network = members[0].network
     with checkpoints.opened(*state("train")) as saved, stage_run("train", settings) as run:
         print(describe(network))
-        files.write_csv(FOLDER / "parameters.csv", pd.DataFrame(parameters(network)))
-        run.log_metrics({"parameters.total": len(members) * sum(p.total for p in parameters(network))})
+        files.write_csv(FOLDER / "parameters.csv", parameters(network))
+        run.log_metrics({"parameters.total": len(members) * int(parameters(network)["total"].sum())})
 
-        by_heart = overfit.overfit_check(network, train, settings.train, target, seed=settings.seed)
-        files.write_csv(FOLDER / "overfit.csv", pd.DataFrame(by_heart, columns=["epoch", "train_loss", "val_loss"]))
-        run.log_epochs(by_heart, prefix="overfit/")
+        steps = overfit.overfit_check(network, train, settings.train, target, seed=settings.seed)
+        files.write_csv(FOLDER / "overfit.csv", pd.DataFrame(steps, columns=["epoch", "train_loss", "val_loss"]))
+        run.log_epochs(steps, prefix="overfit/")
 
         with run.epochs("epoch", settings.train.n_epochs) as on_epoch:
-            loop.fit(members, train, val, target, on_epoch=saved.keeping("network", members, on_epoch))
-        bundle = fitted_bundle(members, settings, learned, preprocessor, val)
+            loop.fit(members, train, val, target, on_epoch=saved.resume("network", members, on_epoch))
+        bundle = fitted_bundle(members, settings, schema, preprocessor, val)
         scores = {name: loop.evaluate(bundle.members, rows, target) for name, rows in (("train", train), ("val", val))}
-        best = ", ".join(str(member.best_epoch) for member in members)
-        print(f"best epoch {best}: {overfit.gap(scores['train'], scores['val'])}")
+        print(
+            f"best epoch {', '.join(str(m.best_epoch) for m in members)}: {overfit.gap(scores['train'], scores['val'])}"
+        )
 
         save_bundle(FOLDER, bundle, loop.mean_history(members))
         run.log_metrics({f"best.{name}.{metric}": s for name in scores for metric, s in scores[name].items()})

@@ -21,7 +21,7 @@ def judged(of, trees, split="test"):
 
 
 @pytest.mark.parametrize("name", ["wine", "breast_cancer", "diabetes"])
-def test_trees_predict_what_scikit_learns_predict_on_the_raw_numbers(name):
+def test_trees_predict_like_scikit_learn_on_the_raw_numbers(name):
     of = samples.sample(name)
     x, y = of.raw.drop(columns="target").to_numpy(), of.raw["target"].to_numpy()
     train, test = of.rows["train"], of.rows["test"]
@@ -37,7 +37,7 @@ def test_trees_predict_what_scikit_learns_predict_on_the_raw_numbers(name):
         assert predicted.numpy() == pytest.approx(reference.predict_proba(x[test]), abs=1e-5)
 
 
-def test_trees_take_categories_whole_and_missing_numbers_as_missing():
+def test_trees_use_categories_and_missing_numbers_directly():
     of = samples.sample("mixed")
     x = of.raw.drop(columns="sold").astype({"colour": "category", "shop": "category"})
     train, test = of.rows["train"], of.rows["test"]
@@ -71,7 +71,7 @@ def test_constant_outputs_of_a_regression_are_the_mean():
     )
 
 
-def test_the_share_of_an_absent_class_is_next_to_nothing_and_its_loss_finite():
+def test_an_absent_class_has_a_tiny_share_and_a_finite_loss():
     target = Target(name="y", task="multiclass", classes=("a", "b", "c"))
     outputs = constant_outputs(torch.tensor([0, 0, 1]), 2, target)
     assert losses.predictions(outputs, "multiclass")[0].numpy() == pytest.approx([2 / 3, 1 / 3, 0], abs=1e-6)
@@ -91,7 +91,7 @@ def test_a_class_with_one_training_row_does_not_stop_the_trees():
 
 
 @pytest.mark.parametrize("n_categories", [253, 254, 400])
-def test_a_column_of_more_categories_than_scikit_learn_takes_is_learnt_from(n_categories):
+def test_a_column_with_more_categories_than_scikit_learn_allows_is_used(n_categories):
     codes = np.arange(3 * n_categories) % n_categories
     table = pd.DataFrame({"code": [f"c{code:03}" for code in codes], "y": np.where(codes % 2, "odd", "even")})
     table["x"] = np.random.default_rng(0).normal(size=len(table))

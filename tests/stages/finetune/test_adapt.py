@@ -24,12 +24,12 @@ def same(one, other):
 def test_the_same_target_keeps_every_weight_in_a_copy():
     trained = samples.bundle(samples.sample("iris"), hidden=(6, 5))
     adapted = adapt(trained, 0, trained.target, Finetune(freeze=1), seed=1)
-    assert same(state(adapted), state(trained.network)) == list(trained.network.state_dict())
+    assert same(state(adapted), state(trained.members[0])) == list(trained.members[0].state_dict())
     assert not {p.data_ptr() for p in adapted.parameters() if p.numel()} & {
-        p.data_ptr() for p in trained.network.parameters()
+        p.data_ptr() for p in trained.members[0].parameters()
     }
     assert [name for name, p in adapted.named_parameters() if not p.requires_grad] == ["0.weight", "0.table", "0.bias"]
-    assert all(p.requires_grad for p in trained.network.parameters())
+    assert all(p.requires_grad for p in trained.members[0].parameters())
 
 
 def test_other_classes_get_a_new_last_layer_that_the_seed_draws():
@@ -37,7 +37,9 @@ def test_other_classes_get_a_new_last_layer_that_the_seed_draws():
     one, again, other = (adapt(trained, 0, OTHER, Finetune(freeze=0), seed) for seed in (1, 1, 2))
     assert one[-1].weight.shape == (5, 5)
     kept = ["0.weight", "0.table", "0.bias", "3.weight", "3.bias"]
-    assert same({name: tensor for name, tensor in state(one).items() if name in kept}, state(trained.network)) == kept
+    assert (
+        same({name: tensor for name, tensor in state(one).items() if name in kept}, state(trained.members[0])) == kept
+    )
     assert same(state(one), state(again)) == list(state(one))
     assert same(state(one), state(other)) == kept
 
@@ -49,17 +51,17 @@ def test_other_classes_get_a_new_last_layer_that_the_seed_draws():
 def test_finetuning_moves_what_is_free_and_neither_the_frozen_nor_the_source(freeze, frozen):
     of = samples.sample("mixed")
     trained = samples.bundle(of)
-    source = state(trained.network)
+    source = state(trained.members[0])
     adapted = adapt(trained, 0, of.target, Finetune(freeze=freeze), seed=1)
     before = state(adapted)
     samples.train(adapted, of, samples.settings(weight_decay=0.01))
     assert same(state(adapted), before) == frozen
-    assert same(state(trained.network), source) == list(source)
+    assert same(state(trained.members[0]), source) == list(source)
 
 
 def test_a_bundle_of_a_finetuned_network_is_not_frozen_for_the_next_one():
     trained = samples.bundle(samples.sample("mixed"), hidden=(6, 5))
-    trained.network[0].requires_grad_(False)
+    trained.members[0][0].requires_grad_(False)
     adapted = adapt(trained, 0, trained.target, Finetune(freeze=0), seed=1)
     assert all(p.requires_grad for p in adapted.parameters())
 

@@ -1,4 +1,4 @@
-"""Kinds and targets are read off the columns."""
+"""Kinds and targets are inferred from the columns."""
 
 import datetime
 
@@ -98,14 +98,14 @@ def test_words_among_numbers_are_missing_values():
     np.testing.assert_array_equal(checked, [np.nan, *range(N - 2), np.nan])
 
 
-def test_a_word_that_training_rows_lack_is_still_no_number_there():
+def test_a_missing_value_word_outside_of_the_training_rows_is_read_as_missing():
     table = pd.DataFrame({"x": [*map(str, range(N - 1)), "unknown"]})
     learned = learn(table, np.arange(N // 2))
     assert (learned.columns[0].kind, learned.columns[0].missing) == ("numeric", 0)
     assert np.isnan(validation.check(table, learned, "t")["x"].iloc[-1])
 
 
-def test_categories_are_those_of_training_rows_the_most_frequent_first():
+def test_categories_come_from_training_rows_by_frequency():
     values = ["b"] * 3 + ["a"] * 3 + ["c"] * 5 + ["d"] + ["later"] * 50
     table, train = pd.DataFrame({"x": values}), np.arange(12)
     assert learn(table, train).columns[0].categories == ("c", "a", "b", "d")
@@ -136,7 +136,7 @@ def test_kinds_override_what_is_inferred(values, wanted, said):
     assert len(validation.check(table, learn(table, kinds={"x": wanted}), "t")) == N
 
 
-def test_dropped_columns_and_the_group_of_the_split_are_no_features():
+def test_dropped_columns_and_the_split_group_are_not_features():
     table = pd.DataFrame({"a": np.arange(N), "b": np.arange(N), "c": np.arange(N), "y": np.arange(N) % 2})
     learned = learn(table, drop=("a",), split={"by": "group:b"})
     assert [(c.name, c.kind) for c in learned.columns] == [("a", "drop"), ("b", "drop"), ("c", "numeric")]
@@ -180,7 +180,7 @@ def known():
         (pd.Series([[1], [2]] * 4, dtype=object), "binary", "list"),
     ],
 )
-def test_target_at_odds_with_the_task_is_refused(values, task, said):
+def test_target_that_does_not_fit_the_task_is_refused(values, task, said):
     message = refusal(inference.learn_target, pd.Series(values, name="y").dropna(), task)
     assert said in message
     assert "'y'" in message
@@ -196,7 +196,7 @@ def test_target_at_odds_with_the_task_is_refused(values, task, said):
         ({"split": {"by": "group:yy"}}, "data.split.by"),
     ],
 )
-def test_named_column_that_the_table_lacks_is_told_with_the_nearest(data, said):
+def test_missing_named_column_is_refused_with_the_nearest_name(data, said):
     settings = Data(**{"source": "s", "target": "y_", "task": "binary", **data})
     message = refusal(inference.check_names, pd.DataFrame({"y_": [1], "a": [2]}), settings)
     assert said in message
@@ -205,6 +205,6 @@ def test_named_column_that_the_table_lacks_is_told_with_the_nearest(data, said):
 
 
 @pytest.mark.parametrize("by", ["time:y", "group:y"])
-def test_target_cannot_be_what_rows_are_split_by(by):
+def test_rows_cannot_be_split_by_the_target(by):
     settings = Data(source="s", target="y", task="binary", split=Split(by=by))
     assert by in refusal(inference.check_names, pd.DataFrame({"y": [1]}), settings)

@@ -1,4 +1,4 @@
-"""Any table becomes finite tensors of the widths that the schema says, or one clear line."""
+"""Any table becomes finite tensors with the widths of the schema, or one clear line."""
 
 import datetime
 import decimal
@@ -51,7 +51,7 @@ def tensors(found: Prepared, domain: str = "source") -> dict[str, TabularData]:
 
 
 def sound(found: Prepared) -> None:
-    """Tensors are finite, of the schema's widths, with codes in range; training has every class."""
+    """Check that tensors are finite, fit the schema, and that training has every class."""
     schema = found.schema
     for domain, kept in found.domains.items():
         target = schema.target if domain == "source" else schema.transfer_target
@@ -124,7 +124,7 @@ names = st.text(" /.:\n#é😀ab\"'", min_size=1, max_size=4) | st.sampled_from(
 
 @st.composite
 def hostile(draw):
-    """A table of any columns, and settings that may or may not fit it."""
+    """Draw a table of any columns, and settings that may not fit it."""
     n, rng = draw(st.integers(100, 300)), np.random.default_rng(draw(st.integers(0, 2**32)))
     kinds = draw(st.dictionaries(names, st.sampled_from(sorted(COLUMNS)), min_size=1, max_size=6))
     target = draw(st.sampled_from(["text", "few", "few", "bool", "normal", "text missing", *sorted(COLUMNS)]))
@@ -248,7 +248,7 @@ def test_preparation_is_a_function_of_the_seed():
     assert first.schema == again.schema
 
 
-def test_rows_without_a_target_are_set_aside_and_counted():
+def test_rows_without_a_target_are_dropped_and_counted():
     frame = table()
     frame.loc[[3, 50, 199], "y"] = None
     found = prepared(frame)
@@ -268,7 +268,7 @@ def test_repeated_rows_are_counted_and_dropped_if_asked(duplicates, n):
     assert sum(counts[f"source_{name}"] for name in SPLITS) == n
 
 
-def test_row_is_counted_once_whatever_sets_it_aside():
+def test_a_row_dropped_for_two_reasons_is_counted_once():
     frame = pd.concat([table(), table().head(1)] * 2, ignore_index=True)
     frame.loc[[0, N], "y"] = None
     counts = prepared(frame, duplicates="drop").schema.rows
@@ -297,7 +297,7 @@ def test_saved_preparation_reads_back(tmp_path):
     assert all((tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes() for path in files)
 
 
-def test_loading_before_preparing_says_what_to_run(tmp_path):
+def test_loading_before_preparing_names_the_command_to_run(tmp_path):
     with pytest.raises(UserError, match="dvc repro"):
         load_prepared(tmp_path)
 
@@ -370,7 +370,7 @@ def test_transfer_domain_with_some_of_the_classes_keeps_their_codes():
     assert found.schema.target.labels(found.domains["transfer"].y).tolist() == second["y"].tolist()
 
 
-def test_transfer_column_that_is_absent_is_a_note_and_no_domain():
+def test_a_missing_transfer_column_gives_a_note_and_no_domain():
     found = prepared(table(), transfer={"column": "planet", "values": ("Mars",)})
     assert list(found.domains) == ["source"]
     assert found.schema.transfer_target is None
@@ -396,7 +396,7 @@ TOO_MANY = pd.DataFrame({"y": ["a", "b", "c"] * 40})
         (table(2), {"source": "o.csv"}, ["transfer"]),
     ],
 )
-def test_transfer_domain_that_cannot_be_is_refused(second, transfer, said):
+def test_invalid_transfer_domain_is_refused(second, transfer, said):
     message = refusal(prepared, table(), second, transfer=transfer)
     for words in said:
         assert words in message, message
@@ -424,7 +424,7 @@ def test_second_table_without_the_column_of_the_split_is_refused(by):
 # ---------------------------------------------------------------------------------------------------------- refusals
 
 
-def test_class_that_training_lacks_in_a_time_split_is_refused():
+def test_a_class_missing_from_training_in_a_time_split_is_refused():
     frame = table().sort_values("day").assign(y=["no", "yes"] * 90 + ["later"] * 20)
     message = refusal(prepared, frame, task="multiclass", split={"by": "time:day"})
     assert "'later'" in message
@@ -447,5 +447,5 @@ def test_class_that_training_lacks_in_a_time_split_is_refused():
         (table().assign(y=pd.Series([[1], [2]] * (N // 2))), {}, "list"),
     ],
 )
-def test_table_that_cannot_be_learned_from_is_refused(frame, data, said):
+def test_unusable_table_is_refused(frame, data, said):
     assert said in refusal(prepared, frame, **data)

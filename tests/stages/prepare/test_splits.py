@@ -22,7 +22,7 @@ def split(frame: pd.DataFrame, codes=None, seed: int = 0, **options) -> dict[str
 
 
 def complete(splits: dict[str, np.ndarray], n: int) -> None:
-    """Every row is in one split, and each split counts upwards."""
+    """Check that every row is in one split, in ascending order."""
     assert tuple(splits) == SPLITS
     np.testing.assert_array_equal(np.sort(np.concatenate(list(splits.values()))), np.arange(n))
     assert all((np.diff(rows) > 0).all() for rows in splits.values())
@@ -31,7 +31,7 @@ def complete(splits: dict[str, np.ndarray], n: int) -> None:
 # ----------------------------------------------------------------------------------------------------------- random
 
 
-def test_each_class_is_shared_out_as_the_fractions_say():
+def test_each_class_is_split_by_the_fractions():
     codes = np.repeat([0, 1, 2], [1000, 230, 17])
     splits = split(table(len(codes)), codes, train=0.6, val=0.15, test=0.25)
     complete(splits, len(codes))
@@ -139,14 +139,14 @@ def test_one_moment_is_never_in_two_splits(when):
     ("values", "said"),
     [
         ([*range(9), None], "'when' is missing in 1 rows"),
-        (["a"] * 10, "'when' holds neither times nor numbers"),
-        ([[1]] * 10, "'when' holds neither times nor numbers"),
+        (["a"] * 10, "'when' must hold times or numbers"),
+        ([[1]] * 10, "'when' must hold times or numbers"),
         ([5] * 10, "data.split leaves 0 of 10 rows for val"),
         ([True, False] * 5, "data.split"),
-        (["2020-01-01"] * 9 + ["2020-13-01"], "'when' holds neither times nor numbers"),
+        (["2020-01-01"] * 9 + ["2020-13-01"], "'when' must hold times or numbers"),
     ],
 )
-def test_column_that_is_no_time_is_refused(values, said):
+def test_column_without_times_is_refused(values, said):
     assert said in refusal(split, table(10, when=pd.Series(values)), by="time:when")
 
 
@@ -187,7 +187,7 @@ def test_group_split_depends_on_the_seed_and_not_on_the_type_of_the_column():
 
 
 def test_fewer_groups_than_splits_are_refused():
-    assert "'who' has 2 groups" in refusal(split, table(10, who=[1, 2] * 5), by="group:who")
+    assert "'who' must have at least 3 groups, got 2" in refusal(split, table(10, who=[1, 2] * 5), by="group:who")
 
 
 def test_split_that_would_be_empty_is_refused():

@@ -13,19 +13,19 @@ def register(metric="val.accuracy", minimum=0.5):
     return Register(name="model", metric=metric, minimum=minimum)
 
 
-def card(of, **leaves):
+def card(of, models=("train",), **leaves):
     bundle = samples.bundle(of)
     bundle.params["model.activation"] = "a|b<i>"
     scores = {"val.loss": 0.1234, "test.accuracy": 0.9, "test.loss": 0.2}
     trees = {"test.accuracy": 0.85, "constant.test.accuracy": 0.4}
     config = samples.configuration(of.target.task, data__target=of.target.name, **leaves)
-    return model_card(
-        bundle, choose({"train": scores}, register("val.loss", 1.0), of.target.task), scores, trees, config
-    )
+    known = {name: scores if name in models else {} for name in ("train", "search", "finetune")}
+    choice = choose(known, register("val.loss", 1.0), of.target.task)
+    return model_card(bundle, choice, scores, trees, config)
 
 
 def parsed(text):
-    """What a reader sees: the text of the rendered card, and the rows of its tables."""
+    """Return the text of the rendered card, and the rows of its tables."""
     shown, cell = list[str](), None
     rows: list[list[str]] = []
     for token in MarkdownIt("commonmark").enable("table").parse(text):
@@ -42,7 +42,7 @@ def parsed(text):
     return "\n".join(shown), rows
 
 
-def test_the_card_tells_of_data_split_metrics_use_and_loading():
+def test_the_card_describes_data_split_metrics_use_and_loading():
     of = samples.sample("iris")
     text = card(of, seed=7, data__split={"train": 0.7, "val": 0.2, "test": 0.1})
     for heading in ("## Data", "## Metrics", "## Intended use", "## How to load", "## Parameters"):
@@ -70,6 +70,18 @@ def test_the_card_tells_of_data_split_metrics_use_and_loading():
     assert "standardised target" in card(samples.sample("diabetes"))
 
 
+@pytest.mark.parametrize(
+    ("models", "sentence"),
+    [
+        (("train", "search"), "Chosen among the trained and the searched network for its val.loss of 0.1234."),
+        (("train", "search", "finetune"), "Chosen among the trained, the searched and the fine-tuned network for its"),
+    ],
+)
+def test_the_card_names_the_models_that_were_compared(models, sentence):
+    shown, _ = parsed(card(samples.sample("iris"), models))
+    assert sentence in shown
+
+
 NAMES = ["a|b", "<script>x</script>", "snake_case_name", "*bold*", "back`tick", "{curly}", "[link](x)", "a&lt;b", "\\"]
 
 
@@ -83,7 +95,7 @@ def test_the_card_shows_names_from_the_table_as_they_are(name):
     assert f"Source: data/{name}.csv, " in shown
 
 
-def test_the_card_tells_of_the_transfer_domain():
+def test_the_card_describes_the_transfer_domain():
     of = samples.sample("iris")
     learned = of.schema.model_copy(update={"transfer_target": of.target})
     shown, _ = parsed(

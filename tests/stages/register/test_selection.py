@@ -50,7 +50,7 @@ def test_a_best_below_the_minimum_is_refused_with_its_numbers(metric, minimum, s
         choose(SCORES, register(metric, minimum), "multiclass")
 
 
-def test_a_metric_of_another_task_gives_way_to_the_first_of_this_one_with_a_note():
+def test_a_metric_of_another_task_is_replaced_by_the_headline_metric_with_a_note():
     scores = {"train": {"val.rmse": 50.0}, "search": {"val.rmse": 40.0}}
     choice = choose(scores, register("val.accuracy", 0.6), "regression")
     assert (choice.name, choice.metric, choice.score) == ("search", "val.rmse", 40.0)
@@ -59,6 +59,12 @@ def test_a_metric_of_another_task_gives_way_to_the_first_of_this_one_with_a_note
     assert choose(SCORES, register("val.rmse", 0.0), "binary").name == "search"
 
 
-def test_a_metric_that_no_model_has_is_refused_with_those_there_are():
-    with pytest.raises(UserError, match=r"no model has transfer\.val\.loss; there is .*val\.accuracy"):
+def test_an_unknown_metric_is_refused_with_the_known_ones():
+    with pytest.raises(UserError, match=r"must be a score of a model, got transfer\.val\.loss: .*val\.accuracy"):
         choose(SCORES, register("transfer.val.loss"), "multiclass")
+
+
+def test_a_model_without_scores_is_not_a_candidate():
+    choice = choose(SCORES | {"finetune": {}}, register(), "multiclass")
+    assert choice == choose({name: SCORES[name] for name in ("train", "search")}, register(), "multiclass")
+    assert (choice.name, choice.candidates) == ("search", ("train", "search"))

@@ -31,7 +31,7 @@ def test_after_each_rung_the_best_third_goes_on_and_the_rest_is_pruned():
     assert {t.state for t in found.trials if len(t.history) == 6} == {"complete"}
     assert {t.state for t in found.trials if len(t.history) < 6} == {"pruned"}
     assert found.best.number == ranked[0]
-    assert "after 1 epochs, pruned" in next(t.line() for t in found.trials if len(t.history) == 1)
+    assert "pruned after 1 epochs" in next(t.line() for t in found.trials if len(t.history) == 1)
 
 
 @pytest.mark.parametrize("reduction", [None, 3])

@@ -209,7 +209,7 @@ def test_a_trial_that_diverges_is_marked_failed_and_the_search_goes_on(sampler):
 
 
 def test_a_search_in_which_every_trial_diverges_is_refused():
-    with pytest.raises(UserError, match="diverged in each of the 3 trials"):
+    with pytest.raises(UserError, match="all 3 trials diverged"):
         search(configured("random", 3), runner(diverge={0, 1, 2}))
 
 
@@ -283,7 +283,7 @@ def diverging_after(epochs, but=()):
         for stack in made_up(stacks, until):
             for contender in stack:
                 if until > epochs and contender.number not in but:
-                    contender.progress["diverged"] = "the loss is no longer finite"
+                    contender.progress["diverged"] = "the loss became NaN or infinite"
             yield stack
 
     return run
@@ -317,7 +317,7 @@ def test_a_complete_trial_wins_over_pruned_ones_of_an_earlier_rung():
 
 
 def test_a_halved_search_in_which_every_trial_diverges_at_once_is_refused():
-    with pytest.raises(UserError, match="diverged in each of the 9 trials"):
+    with pytest.raises(UserError, match="all 9 trials diverged"):
         search(configured(n_trials=9, search__epochs=3), diverging_after(0))
 
 
