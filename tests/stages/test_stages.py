@@ -242,7 +242,7 @@ def bad(project: Callable[..., Path], changes: dict[str, Any], *stages: str) -> 
         ({"data.source": "sklearn:irs"}, "iris"),
         ({"data.source": "nowhere.csv"}, "does not exist"),
         ({"model.init": "zeros"}, "overfit check"),
-        ({"train.lr": 1e9, "train.overfit": None}, "no longer finite in epoch"),
+        ({"train.lr": 1e9, "train.overfit": None}, "became NaN or infinite in epoch"),
         ({"finetune.freeze": ["9.*"], "data.transfer": {"column": "sepal width (cm)", "values": [3.0, 2.8, 3.2]}}, "no parameter matches '9.*'"),
         ({"register.minimum": 1.1}, "below register.minimum 1.1"),
     ],
