@@ -21,14 +21,17 @@ Count = Annotated[int, Field(ge=1, le=10**9)]
 Epochs = Annotated[int, Field(ge=1, le=10**6)]
 Width = Annotated[int, Field(ge=1, le=2**16)]
 Workers = Annotated[int, Field(ge=1, le=1024)]
+AtLeastTwo = Annotated[int, Field(ge=2, le=10**9)]
+Freeze = Annotated[int, Field(ge=0)] | tuple[str, ...]
+Kinds = dict[str, Literal["numeric", "categorical", "drop"]]
+Ensemble = Annotated[int, Field(ge=1, le=1000)] | Literal["auto"]
+SplitBy = Annotated[str, Field(pattern=r"^(random|(time|group):.+)$")]
 Scalar = bool | int | float | str
 
 
 def _source_without_secret(url: str) -> str:
     if part := secret_in(url):
-        raise ValueError(
-            f"{part} may be a secret, and dvc.lock would keep it: write a variable such as ${{TOKEN}} instead"
-        )
+        raise ValueError(f"{part} may be a secret, and dvc.lock would keep it: write a variable such as ${{TOKEN}}")
     return url
 
 
@@ -70,13 +73,8 @@ MetricName = Literal[
 
 # Trials have search.epochs epochs, no early stopping and one member, so these have no effect on them.
 NOT_SEARCHED = (
-    "train.preset",
-    "train.epochs",
-    "train.patience",
-    "train.overfit",
-    "train.calibration",
-    "model.ensemble",
-)
+    "train.preset", "train.epochs", "train.patience", "train.overfit", "train.calibration", "model.ensemble",
+)  # fmt: skip
 
 # Values of the word preset with `train.preset: strong`. With `textbook` it means the defaults of the sections below, the
 # settings of a first course.
@@ -117,9 +115,8 @@ class Csv(Section):
         try:
             "".encode(self.encoding)
         except LookupError:
-            raise ValueError(
-                f"encoding must be one that Python knows, such as utf-8 or latin-1, got {self.encoding!r}"
-            ) from None
+            known = "one that Python knows, such as utf-8 or latin-1"
+            raise ValueError(f"encoding must be {known}, got {self.encoding!r}") from None
         return self
 
 
@@ -127,11 +124,7 @@ class Split(Section):
     train: Fraction = Field(0.8, description="Fraction of the rows used for training")
     val: Fraction = Field(0.1, description="Fraction of the rows used for validation")
     test: Fraction = Field(0.1, description="Fraction of the rows held back for the test")
-    by: str = Field(
-        "random",
-        pattern=r"^(random|(time|group):.+)$",
-        description="Rule of the split: random (stratified), time:<column> or group:<column>",
-    )
+    by: SplitBy = Field("random", description="Rule: random (stratified), time:<column> or group:<column>")
 
     @model_validator(mode="after")
     def _sums_to_one(self) -> Self:
@@ -162,9 +155,7 @@ class Data(Section):
     target: str = Field(min_length=1, description="Column to predict")
     task: Task = Field(description="Kind of prediction")
     drop: tuple[str, ...] = Field((), description="Columns never used as features, such as ids and leaks")
-    kinds: dict[str, Literal["numeric", "categorical", "drop"]] = Field(
-        {}, description="Corrections of inferred kinds: {column: numeric | categorical | drop}"
-    )
+    kinds: Kinds = Field({}, description="Corrections of inferred kinds: {column: numeric | categorical | drop}")
     split: Split = Field(Split(), description="Fractions; by: random (stratified) | time:<column> | group:<column>")
     transfer: Transfer | None = Field(None, description="Second domain: {column, values} | {source: <table>} | null")
     csv: Csv = Field(Csv(), description='Format of CSV files; separator: auto | "," | ";" | "\\t" | "|"')
@@ -188,22 +179,16 @@ class Plr(Section):
 
 class Model(Section):
     hidden: tuple[Width, ...] = Field((128, 64), max_length=100, description="Widths of the hidden layers")
-    activation: Literal["relu", "leaky_relu", "sigmoid", "tanh", "selu"] = Field(
-        "relu", description="Activation after each hidden layer"
-    )
+    activation: Literal["relu", "leaky_relu", "sigmoid", "tanh", "selu"] = Field("relu", description="Activation")
     slope: NotNegative = Field(0.01, description="Slope of leaky_relu below zero")
     dropout: Probability = Field(0.1, description="Dropout after each activation")
     init: Literal["default", "uniform", "xavier", "kaiming", "zeros"] = Field("default", description="Initial weights")
-    numeric: Literal["plain", "ple", "plr"] = Field(
-        "plain", description="Encoding of numbers, plain, piecewise linear or periodic"
-    )
+    numeric: Literal["plain", "ple", "plr"] = Field("plain", description="Plain, piecewise linear or periodic numbers")
     bins: int = Field(32, ge=2, le=2**16, description="Most bins per column for ple")
     plr: Plr = Field(Plr(), description="Periodic embedding of numbers for plr")
     categories: Literal["onehot", "embedding"] = Field("onehot", description="Encoding of categories")
     embedding: Width = Field(16, description="Width of a category's embedding")
-    ensemble: Annotated[int, Field(ge=1, le=1000)] | Literal["auto"] = Field(
-        1, description="Networks trained side by side and averaged; auto: by the number of rows"
-    )
+    ensemble: Ensemble = Field(1, description="Networks trained side by side and averaged; auto: by the number of rows")
 
     @property
     def n_members(self) -> int:
@@ -224,7 +209,7 @@ class Augment(Section):
 
 
 class Overfit(Section):
-    rows: int = Field(32, ge=2, le=10**9, description="Rows of the batch")
+    rows: AtLeastTwo = Field(32, description="Rows of the batch")
     steps: Epochs = Field(1000, description="Most steps to overfit it")
 
 
@@ -259,25 +244,20 @@ class Train(Section):
         return self.epochs
 
     def sized(self, n_rows: int) -> "Train":
-        """Replace `auto` for `n_rows` training rows: a batch of about 1 % of the rows, a power of two in `AUTO_BATCH`, and
-        epochs enough for AUTO_STEPS steps.
-        """
+        """Replace `auto` for `n_rows` training rows: batches of about 1 % of the rows, epochs for AUTO_STEPS steps."""
         low, high = AUTO_BATCH
         about = min(max(2 ** int(math.log2(max(n_rows, 100) / 100)), low), high)
         batch_size = about if self.batch_size == "auto" else self.batch_size
         enough = max(AUTO_EPOCHS, math.ceil(AUTO_STEPS / math.ceil(n_rows / batch_size)))
-        return self.model_copy(
-            update={"batch_size": batch_size, "epochs": enough if self.epochs == "auto" else self.epochs}
-        )
+        epochs = enough if self.epochs == "auto" else self.epochs
+        return self.model_copy(update={"batch_size": batch_size, "epochs": epochs})
 
 
 class Finetune(Section):
     lr: Positive = Field(0.003, description="Peak learning rate, instead of train.lr")
     epochs: Epochs = Field(10, description="Most epochs, instead of train.epochs")
     patience: Count | None = Field(3, description="Patience, instead of train.patience")
-    freeze: Annotated[int, Field(ge=0)] | tuple[str, ...] = Field(
-        0, description='Number of first layers to freeze, or patterns of parameter names such as ["1.*"]'
-    )
+    freeze: Freeze = Field(0, description='First layers to freeze, or patterns of parameter names such as ["1.*"]')
 
 
 class Space(Section):
@@ -309,10 +289,8 @@ class Search(Section):
     sampler: Literal["random", "grid", "qmc", "tpe"] = Field("random", description="How trials are drawn")
     n_trials: int = Field(32, ge=1, le=100_000, description="Number of trials; a grid ends with its last point")
     epochs: Epochs = Field(3, description="Epochs of a trial that is not pruned")
-    rows: Annotated[int, Field(ge=2, le=10**9)] | None = Field(None, description="Training rows per trial; null: all")
-    reduction: Annotated[int, Field(ge=2, le=10**9)] | None = Field(
-        3, description="Pruning keeps the best 1/reduction of the trials at each rung; null: no pruning"
-    )
+    rows: AtLeastTwo | None = Field(None, description="Training rows per trial; null: all")
+    reduction: AtLeastTwo | None = Field(3, description="Pruning keeps the best 1/reduction at each rung; null: none")
     workers: Workers | None = Field(None, description="Processes, without effect on results; null: one per core")
     stack: Count | None = Field(None, description="Trials of one shape trained side by side; null: by their shape")
     space: dict[str, Space] = Field(description="Searched parameters: {low, high, log, steps} or {choices}")

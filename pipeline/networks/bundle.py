@@ -168,11 +168,8 @@ def _build_member(state: dict[str, Tensor], model: Model, schema: Schema, target
     weights = [tensor for name, tensor in state.items() if not name.endswith(_EDGES)]
     # Counted before the network is built: a forged description must not allocate more than the file holds.
     expected = n_parameters(model, schema, target.n_outputs, sum(len(column) - 1 for column in edges))
-    if (
-        expected != sum(tensor.numel() for tensor in weights)
-        or len(weights) <= len(model.hidden)
-        or any(tensor.dtype != torch.float32 for tensor in weights)
-    ):
+    fits = sum(tensor.numel() for tensor in weights) == expected and len(weights) > len(model.hidden)
+    if not fits or any(tensor.dtype != torch.float32 for tensor in weights):
         raise RuntimeError(f"the weights in {WEIGHTS} do not fit the network in {DESCRIPTION}")
     network = build_network(model, schema, target.n_outputs, torch.Generator(), edges)
     network.load_state_dict(state)
@@ -184,15 +181,10 @@ _EDGES = (".edges", ".counts")  # the buffers of `PiecewiseLinear`
 
 def _read_edges(state: dict[str, Tensor], d_num: int) -> tuple[Tensor, ...]:
     """Return the bin edges of each numeric column, from the buffers of `PiecewiseLinear`."""
-    edges, counts = (
-        next((tensor for name, tensor in state.items() if name.endswith(end)), torch.empty(0)) for end in _EDGES
-    )
+    edges, counts = (next((t for name, t in state.items() if name.endswith(end)), torch.empty(0)) for end in _EDGES)
     typed = edges.dtype == torch.float32 and counts.dtype == torch.int64
-    if (
-        not (typed and edges.dim() == 1 and counts.shape == (d_num,) and edges.isfinite().all())
-        or ((counts < 2) | (counts > len(edges))).any()
-        or counts.sum() != len(edges)
-    ):
+    valid = typed and edges.dim() == 1 and counts.shape == (d_num,) and bool(edges.isfinite().all())
+    if not valid or counts.min() < 2 or counts.max() > len(edges) or counts.sum() != len(edges):
         raise RuntimeError(f"{WEIGHTS} must hold the bin edges of {d_num} numeric columns")
     parts: tuple[Tensor, ...] = edges.split(counts.tolist())
     return parts

@@ -181,7 +181,7 @@ class Activation(Layer):
 class Dropout(Layer):
     """Inverted dropout: a value is kept where its 16 random bits reach a threshold, which fits p to 1/65,536.
 
-    Of the random bits of each row, the first `before` values belong to earlier dropout layers.
+    Earlier dropout layers use the random bits of `before` values per row.
     """
 
     def __init__(self, rates: Sequence[float], before: int, width: int, like: Tensor) -> None:

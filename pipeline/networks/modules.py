@@ -75,9 +75,7 @@ class PiecewiseLinear(nn.Module):
 
 
 class Periodic(nn.Module):
-    """Encode each number by sines and cosines of learned frequencies, a linear layer per column and ReLU.
-
-    Gorishniy et al. 2022, section 3.3.
+    """Encode numbers by sines and cosines, a linear layer per column and ReLU (Gorishniy et al. 2022, section 3.3).
     Shape: x [..., B, d_num] to [..., B, d_num * d_embedding].
     """
 

@@ -26,12 +26,11 @@ class Optimizer:
         self.momentum = column([each.momentum for each in settings]).unsqueeze(1)
         self.weight_decay = column([each.weight_decay for each in settings]).unsqueeze(1)
         self._decays = bool((self.weight_decay != 0).any())
+        names = ("momentum",) if self.kind == "sgd" else ("mean", "square")
+        slots = {f"{name}.{place}": block[0] for place, block in enumerate(blocks) for name in names}
         self._memory = {
-            f"{name}.{place}": torch.stack(
-                [state[f"{name}.{place}"] if state else torch.zeros_like(block[0]) for state in states]
-            )
-            for place, block in enumerate(blocks)
-            for name in (("momentum",) if self.kind == "sgd" else ("mean", "square"))
+            slot: torch.stack([state[slot] if state else torch.zeros_like(like) for state in states])
+            for slot, like in slots.items()
         }
 
     @torch.no_grad()

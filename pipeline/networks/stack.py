@@ -40,8 +40,7 @@ class Stack:
         self._layers: dict[str, Layer] = {}
         self._n_dropped, self.width = 0, 1  # values per row under dropout; values per row in the widest layer
         self._build_layers(members)
-        first = (name for name in self._layers if any(each.startswith(f"{name}.") for each in trainable))
-        self._first_trainable = next(first, "")
+        self._first_trainable = trainable[0].partition(".")[0] if trainable else ""
 
     def _build_layers(self, members: Sequence[nn.Sequential]) -> None:
         d_out = 0
@@ -72,10 +71,7 @@ class Stack:
 
     @torch.no_grad()
     def __call__(self, x_num: Tensor, x_cat: Tensor, bits: Tensor | None = None, mixup: Mixup | None = None) -> Tensor:
-        """Compute outputs [K, B, n_outputs] from x_num [K or 1, B, d_num] and x_cat [K or 1, B, d_cat].
-
-        `bits` [K or 1, n] are those of `dropout_bits`; without them no value is dropped.
-        """
+        """Compute outputs [K, B, n_outputs] from x_num [K or 1, B, d_num], x_cat [K or 1, B, d_cat] and `dropout_bits`."""
         batch, hidden = Batch(x_cat, bits, mixup), x_num
         for layer in self._layers.values():
             hidden = layer.forward(hidden, batch)

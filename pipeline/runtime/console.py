@@ -17,7 +17,7 @@ _EXTERNAL_CAUSES = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno
 
 def run(entry_point: Callable[[], None]) -> None:
     """Call `entry_point`; report a `UserError`, a full disk or a signal in one line on stderr, and exit."""
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         entry_point()
     except UserError as error:
@@ -36,10 +36,6 @@ def run(entry_point: Callable[[], None]) -> None:
         if error.errno not in _EXTERNAL_CAUSES:
             raise
         _fail(f"{error.filename or 'a file'} cannot be written or read: {error.strerror}")
-
-
-def _terminate(*_: object) -> NoReturn:
-    raise SystemExit(128 + signal.SIGTERM)
 
 
 def _fail(message: str, status: int = 1) -> NoReturn:

@@ -17,10 +17,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def run(name: str) -> None:
-    """Import a stage and call its entry point, with the part after `@` as argument.
-
-    Raises `UserError` if there is no such stage, or if it is running in this folder.
-    """
+    """Run a stage by name; raises `UserError` if there is no such stage, or if it is running in this folder."""
     stage, _, item = name.partition("@")
     if not name.replace("@", "", 1).isidentifier() or not (STAGES / stage / "stage.py").is_file():
         known = ", ".join(sorted(path.parent.name for path in STAGES.glob("*/stage.py")))

@@ -23,26 +23,18 @@ class Holder:
     host: str
 
     @property
-    def is_here(self) -> bool:
-        return self.host == socket.gethostname()
-
-    @property
     def place(self) -> str:
-        machine = "here" if self.is_here else f"on {self.host or 'another machine'}"
+        machine = "here" if self.host == socket.gethostname() else f"on {self.host or 'another machine'}"
         return f"{machine} as process {self.pid}"
 
     @property
     def end(self) -> str:
-        return f"with kill {self.pid}" if self.is_here else "there"
+        return f"with kill {self.pid}" if self.host == socket.gethostname() else "there"
 
 
 @contextmanager
 def only_one(stage: str) -> Iterator[None]:
-    """Hold the lock of a stage until this process ends.
-
-    Raises `UserError` naming the process that holds it: if DVC alone is killed, its stage keeps running, and a second
-    one would mix its files with those of the first.
-    """
+    """Hold the lock of a stage; raises `UserError` naming the process that holds it, such as a stage of a killed DVC."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     path = FOLDER / f"{stage}.lock"
     lock = FileLock(path)
@@ -50,9 +42,8 @@ def only_one(stage: str) -> Iterator[None]:
         lock.acquire(timeout=SECONDS)
     except Timeout:
         first = _holder(path)
-        raise UserError(
-            f"stage {stage} is still running {first.place}: wait for it, or end it {first.end}; then run dvc repro"
-        ) from None
+        remedy = f"wait for it, or end it {first.end}; then run dvc repro"
+        raise UserError(f"stage {stage} is still running {first.place}: {remedy}") from None
     try:
         path.write_text(f"{os.getpid()} {socket.gethostname()}", encoding="utf-8")
         yield

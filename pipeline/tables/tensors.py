@@ -49,9 +49,8 @@ def check_fit(data: TabularData, learned: Schema, where: str) -> None:
     typed = data.x_num.dtype == torch.float32 and data.x_cat.dtype in (torch.uint8, torch.int16)
     if not shaped or not typed:
         raise UserError(f"{where} must have the columns of the schema: run dvc repro")
-    codes_fit = not data.x_cat.numel() or bool(
-        (data.x_cat.amin(0).cpu() >= 0).all() and (data.x_cat.amax(0).cpu() < limits).all()
-    )
+    codes = data.x_cat
+    known = not codes.numel() or bool((codes.amin(0).cpu() >= 0).all() and (codes.amax(0).cpu() < limits).all())
     # A sum finds a NaN or an infinity without a copy of the table.
-    if not codes_fit or not bool(data.x_num.sum().isfinite()):
+    if not known or not bool(data.x_num.sum().isfinite()):
         raise UserError(f"{where} holds codes outside of the schema, NaN or infinity: run dvc repro")

@@ -12,8 +12,7 @@ from mlflow.exceptions import MlflowException
 from requests import HTTPError, RequestException
 
 from pipeline.tracking.journal import Event, Journal, Status
-from pipeline.tracking.progress import Progress
-from pipeline.tracking.store import experiment_id, quiet, reason
+from pipeline.tracking.store import Progress, experiment_id, quiet, reason
 
 MAX_METRICS, MAX_PARAMS = 800, 100  # that MLflow accepts per call (1,000 in all)
 SINCE = "champion.since"  # tag of a version: when its stage made it the champion, in ms

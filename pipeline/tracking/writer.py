@@ -11,7 +11,7 @@ from pipeline.tracking import journal as journals
 from pipeline.tracking import store
 from pipeline.tracking.identity import project_root
 from pipeline.tracking.journal import JOURNALS, Journal
-from pipeline.tracking.progress import Progress
+from pipeline.tracking.store import Progress
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

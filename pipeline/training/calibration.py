@@ -23,10 +23,7 @@ PRIOR_SD = 0.5  # of the log temperature: values between 0.6 and 1.6 need little
 def fitted_bundle(
     members: Sequence[Member], settings: Config, schema: Schema, preprocessor: Preprocessor, val: TabularData
 ) -> Bundle:
-    """Bundle the best weights of `members`, calibrated if `train.calibration` is set.
-
-    Raises `DivergedError` if the loss of a member became NaN or infinite.
-    """
+    """Bundle the best weights of `members`, calibrated if `train.calibration`; raises `DivergedError`."""
     params = config.flatten({"seed": settings.seed, **settings.model_dump(mode="json", include={"model", "train"})})
     networks = tuple(member.fitted for member in members)
     bundle = Bundle(networks, settings.model, schema, schema.target, preprocessor, params)

@@ -96,10 +96,7 @@ NONE = Checkpoints(Path(), works=False)
 
 @contextmanager
 def opened(root: Path, stage: str, key: str) -> Iterator[Checkpoints]:
-    """Yield the checkpoints of a stage and key below `root`, and remove them once the stage succeeds.
-
-    Stale checkpoints of other keys are removed as well.
-    """
+    """Yield the checkpoints of a stage and key below `root`; removes them on success, and stale ones of other keys."""
     for other in (root / stage).glob(KEYS):
         with suppress(FileNotFoundError):  # another experiment may remove it
             if other.name != key and time.time() - other.stat().st_mtime > STALE_DAYS * 86_400:

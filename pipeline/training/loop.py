@@ -98,17 +98,14 @@ class Member:
 
 
 def member_seeds(seed: int, n: int) -> list[int]:
-    """Return the seeds of an ensemble; the first is `seed`, so that a single network is the ensemble's first member."""
+    """Return the seeds of `n` members; the first is `seed`, so that a single network equals the first member."""
     return [seed, *(int(each) for each in np.random.SeedSequence((seed, 5)).generate_state(n - 1))] if n > 1 else [seed]
 
 
 def new_members(
     config: Config, train: TabularData, schema: Schema, edges: Sequence[Tensor] | None = None
 ) -> list[Member]:
-    """Build the `model.ensemble` untrained members of a configuration, on the device of `train`.
-
-    `edges` are the `bin_edges` of `train`, computed here if None.
-    """
+    """Build the `model.ensemble` untrained members on the device of `train`; `edges` default to its `bin_edges`."""
     model = config.model
     if edges is None:
         edges = bin_edges(train.x_num, model.bins) if model.numeric == "ple" else ()
@@ -167,10 +164,7 @@ def fit(
 def _train_epoch(
     stack: Stack, members: Sequence[Member], epoch: int, train: TabularData, target: Target
 ) -> tuple[tuple[Tensor, Tensor], float]:
-    """Train on every batch once; return mean loss and headline metric [K], and the last step's `lr_factor`.
-
-    Nothing is copied from the device before the epoch ends.
-    """
+    """Train on every batch once; return mean loss and headline metric [K], and the last step's `lr_factor`."""
     settings, device = members[0].settings, train.y.device
     draws = Draws([member.seed for member in members], epoch, device)
     steps = math.ceil(len(train) / settings.rows_a_step)
@@ -188,6 +182,7 @@ def _train_epoch(
     factors = [lr_factor(done + step, steps * settings.n_epochs, settings) for step in range(steps)]
     lrs = column([[member.settings.lr] for member in members]) * column(factors).view(-1, 1, 1)
     shares = column(mixup_shares(settings.augment.mixup, steps, draws.keys))
+    # Accumulated on the device: copying values in each step would stall it.
     total, scores = (torch.zeros(len(members), device=device, dtype=torch.float64) for _ in range(2))
 
     for step, batch in enumerate(batches(train, draws.order(len(train)), settings.rows_a_step)):

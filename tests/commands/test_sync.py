@@ -18,8 +18,8 @@ from pipeline.core import config
 from pipeline.core.errors import UserError
 from pipeline.tracking import delivery, identity, store, writer
 from pipeline.tracking import journal as journals
-from pipeline.tracking.progress import Progress
 from pipeline.tracking.runs import files_of
+from pipeline.tracking.store import Progress
 from tests.support.chain import lock, run_chain
 from tests.support.params import IRIS, write_params
 from tests.support.runs import all_runs, forget, runs

@@ -61,9 +61,8 @@ def torch_works() -> Iterator[Finding]:
 
     found = (torch.ones(2, 3) @ torch.ones(3, 2)).sum().item()
     if found != 12.0:
-        yield Finding(
-            f"a matrix product in torch must be 12, got {found}", f"{INSTALL} --force-reinstall --no-deps torch"
-        )
+        remedy = f"{INSTALL} --force-reinstall --no-deps torch"
+        yield Finding(f"a matrix product in torch must be 12, got {found}", remedy)
 
 
 def repository() -> Iterator[Finding]:

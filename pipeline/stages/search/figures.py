@@ -14,11 +14,7 @@ from pipeline.core.plotting import plain_label, save, save_figure
 def save_search(
     folder: Path, trials: pd.DataFrame, best_so_far: pd.Series, importances: Mapping[str, float], log: set[str]
 ) -> None:
-    """Draw `history.png`, `importance.png` and `slice.png`.
-
-    The columns of `trials` are trial, state, the score, best_epoch and the searched parameters; those in `log` get a
-    logarithmic axis.
-    """
+    """Draw `history.png`, `importance.png` and `slice.png` of a `SearchResult`; `log` names the logarithmic axes."""
     _, _, metric, _, *names = trials.columns
     save(folder / "history.png", partial(_history, trials=trials, metric=metric, best_so_far=best_so_far))
     save(folder / "importance.png", partial(_importance, importances=importances))

@@ -38,10 +38,7 @@ def halving(contenders: list[Contender], config: Config, run: Runner, metric: st
 
 
 def pack(contenders: Sequence[Contender], width: int | None = None) -> list[list[Contender]]:
-    """Group contenders of one shape into stacks of `width` members, by default `stack_width`.
-
-    Two or more contenders make at least two stacks, since a single stack would use only one core.
-    """
+    """Group contenders of one shape into stacks of `width` members, by default `stack_width`."""
     shapes: dict[str, list[Contender]] = {}
     for contender in contenders:
         shape = contender.config.model_dump_json(
@@ -50,6 +47,7 @@ def pack(contenders: Sequence[Contender], width: int | None = None) -> list[list
         shapes.setdefault(shape, []).append(contender)
     stacks = []
     for alike in shapes.values():
+        # At least two stacks, since a single one would use only one core.
         size = width or min(stack_width(alike[0].config), math.ceil(len(contenders) / 2))
         stacks += [alike[start : start + size] for start in range(0, len(alike), size)]
     return stacks

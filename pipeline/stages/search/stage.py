@@ -51,8 +51,7 @@ def main() -> None:
         files.write_csv(FOLDER / "trials.csv", found.table())
         files.write_text(FOLDER / "best_params.yaml", config.dump_yaml(config.nest(found.best.params)))
         figures.save_search(FOLDER, found.table(), found.best_so_far(), found.importances, log)
-        scores = loop.evaluate(bundle.members, val, target)
-        run.log_metrics({f"best.val.{metric}": score for metric, score in scores.items()})
-        run.log_metrics({"best.epoch": members[0].best_epoch, "temperature": bundle.temperature})
+        scores = {f"best.val.{name}": score for name, score in loop.evaluate(bundle.members, val, target).items()}
+        run.log_metrics(scores | {"best.epoch": members[0].best_epoch, "temperature": bundle.temperature})
         run.log_files(*(FOLDER / name for name in ("trials.csv", "best_params.yaml")), *FOLDER.glob("*.png"))
         run.log_model(FOLDER)

@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,14 +61,14 @@ def search(config: Config, run: Runner, on_trial: Callable[[Trial], object] = la
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     metric = f"val_{task_metrics(config.data.task)[0]}"
     sign = 1 if lower_is_better(metric) else -1
-    items, n_trials = config.search.space, config.search.n_trials
-    space = {name: _distribution(item, whole=is_whole(name)) for name, item in items.items()}
+    spaces, n_trials = config.search.space, config.search.n_trials
+    distributions = {name: _distribution(space, whole=is_whole(name)) for name, space in spaces.items()}
     study = optuna.create_study(direction="minimize" if sign > 0 else "maximize", pruner=optuna.pruners.NopPruner())
     if config.search.sampler == "grid":
-        axes = [_grid(item, space[name]) for name, item in items.items()]
+        axes = [_grid(space, distributions[name]) for name, space in spaces.items()]
         points = list(itertools.islice(itertools.product(*axes), n_trials))
         for point in points:
-            study.enqueue_trial(dict(zip(space, point, strict=True)))
+            study.enqueue_trial(dict(zip(spaces, point, strict=True)))
         n_trials = len(points)
     elif (current := _current_point(config)) is not None:
         study.enqueue_trial(current)
@@ -78,14 +78,10 @@ def search(config: Config, run: Runner, on_trial: Callable[[Trial], object] = la
         asked, params = {}, {}
         for number in range(start, min(start + n_round, n_trials)):
             study.sampler = _sampler(config, number)
-            asked[number] = study.ask(space)
+            asked[number] = study.ask(distributions)
             drawn = asked[number].params
-            params[number] = {
-                name: drawn[name] if item.choices is None else item.choices[drawn[name]] for name, item in items.items()
-            }
-        contenders = [
-            Contender(number, replaced(config, own | {"model.ensemble": 1})) for number, own in params.items()
-        ]
+            params[number] = {n: drawn[n] if s.choices is None else s.choices[drawn[n]] for n, s in spaces.items()}
+        contenders = [Contender(n, replaced(config, own | {"model.ensemble": 1})) for n, own in params.items()]
         ended = {}
         for contender, state in halving(contenders, config, run, metric):
             number, history = contender.number, contender.history
@@ -103,7 +99,7 @@ def search(config: Config, run: Runner, on_trial: Callable[[Trial], object] = la
     if not ranked:
         raise UserError(f"search: all {len(trials)} trials diverged: lower the upper end of train.lr in search.space")
     best = min(ranked, key=lambda trial: sign * (trial.score or 0.0))  # the first of equals
-    return SearchResult(trials, metric, best, _importances(trials, metric, space, config))
+    return SearchResult(trials, metric, best, _importances(study, trials, metric, config))
 
 
 def _current_point(config: Config) -> dict[str, Any] | None:
@@ -111,17 +107,13 @@ def _current_point(config: Config) -> dict[str, Any] | None:
     values = flatten(config.model_dump(mode="json", include={"model", "train"}))
     point = {}
     for name, space in config.search.space.items():
-        value = values[name]
-        if space.choices is not None:
-            choices = json.loads(json.dumps(space.choices))
-            if value not in choices:
-                return None
+        value, choices = values[name], json.loads(json.dumps(space.choices))
+        if choices is not None and value in choices:
             point[name] = choices.index(value)
-        else:
-            low, high = space.ends
-            if value is None or not low <= value <= high:
-                return None
+        elif choices is None and value is not None and space.ends[0] <= value <= space.ends[1]:
             point[name] = value
+        else:
+            return None
     return point
 
 
@@ -162,26 +154,17 @@ def _sampler(config: Config, number: int) -> optuna.samplers.BaseSampler:
                 return optuna.samplers.QMCSampler(seed=config.seed, scramble=True)
 
 
-def _importances(
-    trials: Sequence[Trial], metric: str, space: Mapping[str, BaseDistribution], config: Config
-) -> dict[str, float]:
-    """Return each parameter's share of the score variance (Hutter et al. 2014); empty if too few scores differ.
-
-    The scores are those after the first rung, which all trials have reached.
-    """
+def _importances(study: optuna.Study, trials: Sequence[Trial], metric: str, config: Config) -> dict[str, float]:
+    """Return each parameter's share of the score variance after the first rung (Hutter et al. 2014), if there is any."""
     rung = rungs(config.search.epochs, config.search.reduction)[0]
     sign = 1 if lower_is_better(metric) else -1
-    study = optuna.create_study()
-    scores = []
-    for trial in trials:
+    first_rung, scores = optuna.create_study(), []
+    for trial, asked in zip(trials, study.trials, strict=True):
         if trial.score is not None:
-            point = {
-                name: value if (choices := config.search.space[name].choices) is None else choices.index(value)
-                for name, value in trial.params.items()
-            }
             scores.append(min(sign * row[metric] for row in trial.history[:rung]))
-            study.add_trial(optuna.create_trial(params=point, distributions=dict(space), value=scores[-1]))
+            params, space = asked.params, asked.distributions
+            first_rung.add_trial(optuna.create_trial(params=params, distributions=space, value=scores[-1]))
     if len(scores) < 4 or math.isclose(min(scores), max(scores)):
         return {}
     evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=FANOVA_TREES, seed=config.seed)
-    return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
+    return dict(optuna.importance.get_param_importances(first_rung, evaluator=evaluator))

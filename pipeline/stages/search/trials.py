@@ -30,9 +30,7 @@ class Trial:
     history: tuple[Epoch, ...]
 
     def line(self) -> str:
-        texts = {
-            name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in self.params.items()
-        }
+        texts = {name: f"{v:.4g}" if isinstance(v, float) else str(v) for name, v in self.params.items()}
         score = "diverged" if self.score is None else f"{self.score:.4f}"
         pruned = f", pruned after {len(self.history)} epochs" if self.state == "pruned" else ""
         return f"trial {self.number}: {score}{pruned}, {', '.join(f'{name} {text}' for name, text in texts.items())}"

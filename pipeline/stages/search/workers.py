@@ -1,7 +1,7 @@
 """Train stacks of trials in worker processes.
 
-`concurrent.futures` would wait forever for the rest of a result that a killed process has begun to write: its processes
-share one pipe, which the others keep open. Here each worker has a pipe of its own.
+Each has its own pipe. The processes of `concurrent.futures` share one, and if one is killed while it writes a result, the
+pipe stays open in the others and the reader waits forever.
 """
 
 import multiprocessing
@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import Connection, wait
@@ -68,20 +68,19 @@ def _run_here(work: Work, stacks: Stacks, until: int) -> Iterator[list[Contender
 
 def _run_in_workers(links: Sequence[Link], stacks: Stacks, until: int) -> Iterator[list[Contender]]:
     # The longest last, to be popped first: started late, it would run alone at the end.
-    left = sorted(range(len(stacks)), key=lambda place: (_cost(stacks[place]), -place))
+    costs = [len(stack) * sum(stack[0].config.model.hidden) for stack in stacks]
+    left = sorted(range(len(stacks)), key=lambda place: (costs[place], -place))
     idle, busy = list(links), dict[Link, int]()
     ended: dict[int, list[Contender]] = {}
     due = 0
     while left or busy:
         while left and idle:
             link, place = idle.pop(), left.pop()
-            with _raise_if_killed():
-                link.send((stacks[place], until))
+            _raise_if_killed(link.send, (stacks[place], until))
             busy[link] = place
         ready: list[Any] = wait(list(busy))
         for link in ready:
-            with _raise_if_killed():
-                result = link.recv()
+            result = _raise_if_killed(link.recv)
             if isinstance(result, Exception):
                 raise result
             idle.append(link)
@@ -91,10 +90,9 @@ def _run_in_workers(links: Sequence[Link], stacks: Stacks, until: int) -> Iterat
                 due += 1
 
 
-@contextmanager
-def _raise_if_killed() -> Iterator[None]:
+def _raise_if_killed(transfer: Callable[..., Any], *task: object) -> Any:
     try:
-        yield
+        return transfer(*task)
     except (EOFError, OSError):
         raise UserError("search: a worker process was killed; if memory ran out, lower search.workers") from None
 
@@ -118,7 +116,3 @@ def _exit_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.2)
     os._exit(1)
-
-
-def _cost(stack: list[Contender]) -> float:
-    return len(stack) * sum(stack[0].config.model.hidden)

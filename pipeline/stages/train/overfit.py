@@ -46,11 +46,9 @@ def overfit_check(
         raise DivergedError(member.diverged)
     last = member.history[-1]
     if not reached(last):
-        result = (
-            f"loss {last['val_loss']:.3g}, wanted below {goal:.3g}"
-            if regression
-            else f"accuracy {last['val_accuracy']:.3f}, wanted 1.0"
-        )
+        result = f"loss {last['val_loss']:.3g}, wanted below {goal:.3g}"
+        if not regression:
+            result = f"accuracy {last['val_accuracy']:.3f}, wanted 1.0"
         raise UserError(
             f"overfit check: {len(member.history)} steps on one batch of {len(batch)} rows reached {result}. Usual causes:"
             " train.lr too small or too large, model.hidden too narrow, model.init zeros, equal rows with different"
@@ -71,13 +69,11 @@ def _distinct_rows(data: TabularData, n: int, seed: int) -> TabularData:
     drawn = data.take(torch.randperm(len(data), generator=generator(seed, 0))[: 4 * n].to(data.y.device))
     features = torch.cat([drawn.x_num, drawn.x_cat.float()], 1).round(decimals=2)
     _, kinds = features.unique(dim=0, return_inverse=True)
-    first: dict[int, int] = {}
-    for row, kind in enumerate(kinds.tolist()):
-        first.setdefault(kind, row)
-    return drawn.take(torch.tensor(list(first.values())[:n], device=data.y.device))
+    first = {kind: row for row, kind in reversed(list(enumerate(kinds.tolist())))}
+    return drawn.take(torch.tensor(sorted(first.values())[:n], device=data.y.device))
 
 
-def gap(train: dict[str, float], val: dict[str, float]) -> str:
+def describe_gap(train: dict[str, float], val: dict[str, float]) -> str:
     """Format the training loss, the validation loss and their difference, with a note if it indicates overfitting."""
     distance = val["loss"] - train["loss"]
     text = f"loss {train['loss']:.4f} on training rows, {val['loss']:.4f} on validation rows, gap {distance:+.4f}"

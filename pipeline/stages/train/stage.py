@@ -40,15 +40,12 @@ def main() -> None:
             loop.fit(members, train, val, target, on_epoch=saved.resume("network", members, on_epoch))
         bundle = fitted_bundle(members, settings, schema, preprocessor, val)
         scores = {name: loop.evaluate(bundle.members, rows, target) for name, rows in (("train", train), ("val", val))}
-        print(
-            f"best epoch {', '.join(str(m.best_epoch) for m in members)}: {overfit.gap(scores['train'], scores['val'])}"
-        )
+        best = ", ".join(str(member.best_epoch) for member in members)
+        print(f"best epoch {best}: {overfit.describe_gap(scores['train'], scores['val'])}")
 
         save_bundle(FOLDER, bundle, loop.mean_history(members))
         run.log_metrics({f"best.{name}.{metric}": s for name in scores for metric, s in scores[name].items()})
-        run.log_metrics(
-            {"best.gap": scores["val"]["loss"] - scores["train"]["loss"], "temperature": bundle.temperature}
-        )
-        run.log_metrics({"best.epoch": members[0].best_epoch})
+        gap = scores["val"]["loss"] - scores["train"]["loss"]
+        run.log_metrics({"best.epoch": members[0].best_epoch, "best.gap": gap, "temperature": bundle.temperature})
         run.log_files(FOLDER / "parameters.csv", FOLDER / "overfit.csv")
         run.log_model(FOLDER)

@@ -3,7 +3,7 @@ import torch
 
 from pipeline.core.errors import UserError
 from pipeline.core.settings import Overfit
-from pipeline.stages.train.overfit import gap, overfit_check
+from pipeline.stages.train.overfit import describe_gap, overfit_check
 from pipeline.tables.tensors import TabularData
 from tests.support.members import equal, state
 from tests.support.samples import network, sample, settings
@@ -61,7 +61,7 @@ def test_no_check_where_it_is_turned_off_or_all_targets_are_equal():
 
 @pytest.mark.parametrize(("train", "val", "named"), [(0.2, 0.5, True), (0.48, 0.5, False), (0.6, 0.5, False)])
 def test_gap_is_named_where_it_means_overfitting(train, val, named):
-    says = gap({"loss": train}, {"loss": val})
-    assert ("overfitting" in says) == named
-    assert f"{train:.4f}" in says
-    assert f"gap {val - train:+.4f}" in says
+    said = describe_gap({"loss": train}, {"loss": val})
+    assert ("overfitting" in said) == named
+    assert f"{train:.4f}" in said
+    assert f"gap {val - train:+.4f}" in said
