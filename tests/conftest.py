@@ -16,7 +16,6 @@ from tests.support.params import IRIS, write_params
 from tests.support.servers import serving
 from tests.support.shared import copied, once
 
-
 LONGEST = {"test_docs.py", "test_end_to_end.py"}
 
 
