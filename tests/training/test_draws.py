@@ -34,7 +34,7 @@ def test_mixup_equals_training_on_mixed_inputs(name):
 
 @pytest.fixture
 def seen_in_training(monkeypatch):
-    """What a stack is given in training, and the rows as they are."""
+    """The inputs of a stack in training, and the original rows."""
     seen, forward = [], Stack.__call__
 
     def recording(stack, x_num, x_cat, *rest):
