@@ -187,19 +187,19 @@ def test_a_commit_in_another_format_is_skipped(
     assert "1 of 1 stages have a run" in said
 
 
-@pytest.mark.parametrize("content", ["[1]", '"text"', "\xff", "{}", "[" * 100_000])
 def test_a_stage_with_files_in_another_format_is_skipped_and_not_counted(
-    project: Callable[..., Path], capsys: pytest.CaptureFixture[str], content: str
+    project: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     project(IRIS)
     run_chain("fetch")
     Path("data/prepared").mkdir()
-    Path("data/prepared/schema.json").write_text(content, encoding="latin-1")
-    lock("fetch", "prepare")
-    sync()
-    said = capsys.readouterr().out
-    assert "skipped prepare of the working tree: written by another version (" in said
-    assert "1 of 2 stages have a run" in said
+    for content in ("[1]", '"text"', "\xff", "{}", "[" * 100_000):
+        Path("data/prepared/schema.json").write_text(content, encoding="latin-1")
+        lock("fetch", "prepare")
+        sync()
+        said = capsys.readouterr().out
+        assert "skipped prepare of the working tree: written by another version (" in said, content[:9]
+        assert "1 of 2 stages have a run" in said, content[:9]
     assert set(runs()) == {"fetch"}
 
 

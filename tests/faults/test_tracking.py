@@ -298,6 +298,13 @@ def test_a_journal_that_cannot_be_written(project: Callable[..., Path], tally: T
             assert not done.stderr
 
 
+def killed_while_it_logs(folder: Path, slow: float, rng: random.Random) -> None:
+    """Start a stage whose epochs take `slow` seconds each, and kill it during one of them."""
+    with stage(folder, slow=slow) as process:
+        time.sleep(rng.uniform(0, slow * EPOCHS))
+        process.kill()
+
+
 def test_a_killed_stage_run_again_is_one_run_without_gaps_or_duplicates(
     project: Callable[..., Path], tally: Tally
 ) -> None:
@@ -305,9 +312,7 @@ def test_a_killed_stage_run_again_is_one_run_without_gaps_or_duplicates(
     rng = random.Random(1)
     for trial in range(tally.times(2, 25)):
         with tally.trial("SIGKILL of a stage that logs"):
-            with stage(folder, slow=0.1) as process:
-                time.sleep(rng.uniform(0, 0.1 * EPOCHS))
-                process.kill()
+            killed_while_it_logs(folder, 0.1, rng)
             with stage(folder) as process:
                 assert process.wait(120) == 0
             replay(folder)  # a busy machine may have sent none of it in time
@@ -320,9 +325,7 @@ def test_a_journal_with_a_torn_tail_loses_nothing(project: Callable[..., Path], 
     rng = random.Random(3)
     for trial in range(tally.times(1, 25)):
         with tally.trial("torn tail of the journal"):
-            with stage(folder, slow=0.05) as process:
-                time.sleep(rng.uniform(0, 0.05 * EPOCHS))
-                process.kill()
+            killed_while_it_logs(folder, 0.05, rng)
             for journal in (folder / ".state/runs").glob("*/events.jsonl"):
                 sent = Journal(journal.parent).sent  # which is on the disk
                 os.truncate(journal, max(journal.stat().st_size - rng.randrange(300), sent))

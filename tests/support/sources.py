@@ -4,11 +4,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pytest
 
-from pipeline.core.errors import UserError
 from pipeline.core.settings import Csv
 from pipeline.sources import readers
+from tests.support import refusals
 
 TABLE = pd.DataFrame({"id": [1, 2, 3], "word": ["x", "é y", "z"], "size": [1.5, np.nan, -2.25]})
 
@@ -22,11 +21,7 @@ def read(name: str, **options: Any) -> pd.DataFrame:
 
 
 def refusal(name: str, **options: Any) -> str:
-    with pytest.raises(UserError) as caught:
-        read(name, **options)
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1, message
-    return message
+    return refusals.refusal(read, name, **options)
 
 
 def same(table: pd.DataFrame) -> None:

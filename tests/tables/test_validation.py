@@ -6,18 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.core.errors import UserError
 from pipeline.tables import validation
+from tests.support.refusals import refusal
 from tests.support.schemas import DAYS, N, learn, objects
-
-
-def refusal(call, *arguments) -> str:
-    with pytest.raises(UserError) as caught:
-        call(*arguments)
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1, message
-    assert "np." not in message, message
-    return message
 
 
 @pytest.fixture

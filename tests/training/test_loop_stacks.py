@@ -73,6 +73,7 @@ def test_members_of_one_seed_and_of_several_train_as_if_alone(activation, seeds)
     assert largest_difference(alone, together) < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mixed", "wine", "diabetes"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "onecycle"])

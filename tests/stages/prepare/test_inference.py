@@ -6,21 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.core.errors import UserError
 from pipeline.core.settings import Data, Split
 from pipeline.stages.prepare import inference
 from pipeline.tables import validation
+from tests.support.refusals import refusal
 from tests.support.schemas import CATEGORICAL, DAYS, DROP, MISSING_ONE, NUMERIC, N, learn, learn_one, objects
-
-
-def refusal(call, *arguments) -> str:
-    with pytest.raises(UserError) as caught:
-        call(*arguments)
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1, message
-    assert "np." not in message, message
-    return message
-
 
 # ------------------------------------------------------------------------------------------------------------ kinds
 

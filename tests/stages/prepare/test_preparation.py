@@ -16,6 +16,7 @@ from pipeline.stages.prepare.preparation import Prepared, describe, prepare
 from pipeline.tables import prepared as storage
 from pipeline.tables.prepared import SPLITS, load_prepared
 from pipeline.tables.tensors import TabularData
+from tests.support.refusals import refusal
 
 N = 200
 
@@ -39,14 +40,6 @@ def options(**data) -> Data:
 
 def prepared(frame: pd.DataFrame, second: pd.DataFrame | None = None, seed: int = 0, **data) -> Prepared:
     return prepare(frame, second, options(**data), seed)
-
-
-def refusal(*arguments, **data) -> str:
-    with pytest.raises(UserError) as caught:
-        prepared(*arguments, **data)
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1, message
-    return message
 
 
 def tensors(found: Prepared, domain: str = "source") -> dict[str, TabularData]:
@@ -404,7 +397,7 @@ TOO_MANY = pd.DataFrame({"y": ["a", "b", "c"] * 40})
     ],
 )
 def test_invalid_transfer_domain_is_refused(second, transfer, said):
-    message = refusal(table(), second, transfer=transfer)
+    message = refusal(prepared, table(), second, transfer=transfer)
     for words in said:
         assert words in message, message
 
@@ -413,7 +406,7 @@ def test_invalid_transfer_domain_is_refused(second, transfer, said):
 def test_transfer_target_of_regression_must_be_numbers(y):
     frame = table().assign(y=np.arange(N) * 0.5)
     second = table(60).assign(y=[y, *range(59)])
-    assert "transfer" in refusal(frame, second, task="regression", transfer={"source": "o.csv"})
+    assert "transfer" in refusal(prepared, frame, second, task="regression", transfer={"source": "o.csv"})
 
 
 @pytest.mark.parametrize("by", ["time:day", "group:colour"])
@@ -422,7 +415,7 @@ def test_second_table_without_the_column_of_the_split_is_refused(by):
     second = table(60).drop(columns=column)
     kept = {"drop": (column,)}
     message = refusal(
-        table().assign(colour=np.arange(N) % 20), second, split={"by": by}, transfer={"source": "o"}, **kept
+        prepared, table().assign(colour=np.arange(N) % 20), second, split={"by": by}, transfer={"source": "o"}, **kept
     )
     assert "data.transfer.source" in message
     assert repr(column) in message
@@ -433,7 +426,7 @@ def test_second_table_without_the_column_of_the_split_is_refused(by):
 
 def test_a_class_missing_from_training_in_a_time_split_is_refused():
     frame = table().sort_values("day").assign(y=["no", "yes"] * 90 + ["later"] * 20)
-    message = refusal(frame, task="multiclass", split={"by": "time:day"})
+    message = refusal(prepared, frame, task="multiclass", split={"by": "time:day"})
     assert "'later'" in message
     assert "20 rows" in message
     assert "training" in message
@@ -455,4 +448,4 @@ def test_a_class_missing_from_training_in_a_time_split_is_refused():
     ],
 )
 def test_unusable_table_is_refused(frame, data, said):
-    assert said in refusal(frame, **data)
+    assert said in refusal(prepared, frame, **data)

@@ -10,6 +10,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.settings import Split
 from pipeline.stages.prepare.splits import split_rows
 from pipeline.tables.prepared import SPLITS
+from tests.support.refusals import refusal
 
 
 def table(n: int, **columns) -> pd.DataFrame:
@@ -25,14 +26,6 @@ def complete(splits: dict[str, np.ndarray], n: int) -> None:
     assert tuple(splits) == SPLITS
     np.testing.assert_array_equal(np.sort(np.concatenate(list(splits.values()))), np.arange(n))
     assert all((np.diff(rows) > 0).all() for rows in splits.values())
-
-
-def refusal(*arguments, **options) -> str:
-    with pytest.raises(UserError) as caught:
-        split(*arguments, **options)
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1, message
-    return message
 
 
 # ----------------------------------------------------------------------------------------------------------- random
@@ -154,7 +147,7 @@ def test_one_moment_is_never_in_two_splits(when):
     ],
 )
 def test_column_without_times_is_refused(values, said):
-    assert said in refusal(table(10, when=pd.Series(values)), by="time:when")
+    assert said in refusal(split, table(10, when=pd.Series(values)), by="time:when")
 
 
 def test_days_written_day_first_are_ordered_by_year_month_and_day():
@@ -194,10 +187,10 @@ def test_group_split_depends_on_the_seed_and_not_on_the_type_of_the_column():
 
 
 def test_fewer_groups_than_splits_are_refused():
-    assert "'who' must have at least 3 groups, got 2" in refusal(table(10, who=[1, 2] * 5), by="group:who")
+    assert "'who' must have at least 3 groups, got 2" in refusal(split, table(10, who=[1, 2] * 5), by="group:who")
 
 
 def test_split_that_would_be_empty_is_refused():
-    assert "data.split leaves 0 of 4 rows for val" in refusal(table(4), np.arange(4))
-    assert "data.split leaves" in refusal(table(2))
-    assert "for train" in refusal(table(3), np.array([0, 0, 0]))
+    assert "data.split leaves 0 of 4 rows for val" in refusal(split, table(4), np.arange(4))
+    assert "data.split leaves" in refusal(split, table(2))
+    assert "for train" in refusal(split, table(3), np.array([0, 0, 0]))
