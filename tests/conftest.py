@@ -17,6 +17,14 @@ from tests.support.servers import serving
 from tests.support.shared import copied, once
 
 
+LONGEST = {"test_docs.py", "test_end_to_end.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the tests that take minutes, so that no worker is left alone with one at the end."""
+    items.sort(key=lambda item: not (item.path.name in LONGEST and item.get_closest_marker("slow")))
+
+
 @pytest.fixture(scope="session")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty MLflow database, made once: making one takes seconds."""
