@@ -1,4 +1,4 @@
-"""`dvc repro` and all that it started killed at once, as by a power cut, or told so by a terminal, then typed again."""
+"""`dvc repro` and its stage killed together, as by a power cut, or interrupted by Ctrl-C, then run again."""
 
 import os
 import signal
@@ -43,7 +43,7 @@ def repro_until_a_checkpoint(folder: Path, more: float, number: signal.Signals) 
     ("fault", "number"),
     [("SIGKILL of dvc repro and its stage", signal.SIGKILL), ("Ctrl-C at dvc repro", signal.SIGINT)],
 )
-def test_repro_ended_in_training_goes_on_from_its_checkpoint_to_the_same_lock(
+def test_repro_ended_in_training_resumes_from_its_checkpoint_to_the_same_lock(
     tmp_path: Path, tally: Tally, fault: str, number: signal.Signals
 ):
     folder = clone(tmp_path / "clone", SLOW)

@@ -1,4 +1,4 @@
-"""Stages killed, interrupted and terminated at random moments, and then run again: the bytes are those of a run undisturbed."""
+"""Stages killed, interrupted and terminated at random moments, then run again: the bytes equal those of an undisturbed run."""
 
 import importlib
 import os
@@ -71,7 +71,7 @@ def ready(project: Callable[..., Path], template: Path) -> Path:
 
 
 def again(stage: str) -> dict[str, bytes]:
-    """What the stage writes when it is run again: from the checkpoints that are there, and only from these."""
+    """Run the stage again and return its output; it must resume if and only if it has checkpoints."""
     are_there = bool(checkpoints_of(stage))
     Path("log.txt").write_text("")
     finished(stage)
@@ -111,7 +111,7 @@ def test_a_stage_killed_at_any_moment_and_run_again_writes_the_same_bytes(ready:
                 killed_at_a_checkpoint(stage)
             for _ in range(draws.choice((1, 1, 2))):  # now and then twice
                 while killed(stage, draws.uniform(0, whole)) != -signal.SIGKILL:
-                    whole *= 0.9  # it was over by then, and the next one begins anew
+                    whole *= 0.9  # it had ended by then: try earlier
             assert again(stage) == undisturbed
     runs_are_whole(ready, stage, times + 1)
 
@@ -124,7 +124,7 @@ def test_a_stage_killed_at_any_moment_and_run_again_writes_the_same_bytes(ready:
         ("SIGTERM to the group", signal.SIGTERM, True, 143),
     ],
 )
-def test_a_stage_told_to_end_ends_soon_with_its_workers_and_goes_on_later(
+def test_a_terminated_stage_ends_soon_with_its_workers_and_resumes_later(
     ready: Path, tally: Tally, name: str, number: signal.Signals, group: bool, status: int
 ):
     for stage in ("train", "search"):
@@ -185,7 +185,7 @@ class Dying:
         ("bundle", "history.csv", [], range(1, 5)),
     ],
 )
-def test_a_stage_killed_at_any_step_of_writing_a_file_goes_on(
+def test_a_stage_killed_at_any_step_of_writing_a_file_resumes(
     ready: Path, tally: Tally, what: str, name: str, quick: list[int], all_of_them: range
 ):
     undisturbed = content(OUTPUT["train"])
@@ -195,8 +195,8 @@ def test_a_stage_killed_at_any_step_of_writing_a_file_goes_on(
             assert again("train") == undisturbed
 
 
-def anew(stage: str) -> dict[str, bytes]:
-    """What the stage writes when it is run with checkpoints beside it that are not its own."""
+def run_beside_others(stage: str) -> dict[str, bytes]:
+    """Run the stage beside checkpoints of another key, which it must not use, and return its output."""
     assert checkpoints_of(stage)
     Path("log.txt").write_text("")
     finished(stage)
@@ -237,7 +237,7 @@ def test_a_disk_too_full_for_the_bundle_ends_in_one_line_and_leaves_nothing_torn
             assert again("train") == undisturbed
 
 
-def test_other_parameters_do_not_go_on_from_what_was_interrupted(ready: Path, tally: Tally):
+def test_other_parameters_do_not_resume(ready: Path, tally: Tally):
     config.adopt({"train": {"lr": 0.002}})
     finished("train")
     other = content(OUTPUT["train"])
@@ -246,10 +246,10 @@ def test_other_parameters_do_not_go_on_from_what_was_interrupted(ready: Path, ta
             config.adopt({"train": {"lr": 0.003}})
             killed_at_a_checkpoint("train", 0.01 * k)
             config.adopt({"train": {"lr": 0.002}})
-            assert anew("train") == other
+            assert run_beside_others("train") == other
 
 
-def test_other_data_do_not_go_on_from_what_was_interrupted(ready: Path, tally: Tally):
+def test_other_data_do_not_resume(ready: Path, tally: Tally):
     path = Path("data/prepared/source/train.safetensors")
     here, table = path.read_bytes(), load(path.read_bytes())
     changed = save(table | {"y": np.roll(table["y"], 1)})  # of the same shape: a wrong checkpoint would fit
@@ -261,10 +261,10 @@ def test_other_data_do_not_go_on_from_what_was_interrupted(ready: Path, tally: T
             path.write_bytes(here)
             killed_at_a_checkpoint("train", 0.01 * k)
             path.write_bytes(changed)
-            assert anew("train") == other
+            assert run_beside_others("train") == other
 
 
-def test_a_loss_that_leaves_the_numbers_ends_in_one_line_each_time(ready: Path, tally: Tally):
+def test_a_diverged_loss_ends_in_one_line_each_time(ready: Path, tally: Tally):
     yaml = YAML()
     values = yaml.load(Path("params.yaml").read_text())
     values["train"] |= {"lr": 1e9, "optimizer": "sgd", "schedule": "constant"}

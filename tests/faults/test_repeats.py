@@ -16,7 +16,7 @@ from tests.support.params import write_params
 from tests.support.samples import hostile_table
 from tests.support.tally import Tally
 
-# The stages one after the other, in a process of their own: its arguments are a umask, and whether one core must do.
+# Run the stages in one process; its arguments are a umask, and `one` or `all` cores.
 CHAIN = """
 import os, sys
 os.umask(int(sys.argv[1], 8))
@@ -33,7 +33,7 @@ PARAMS = {
     "data.transfer": {"column": "wörd/with slash", "values": ["red"]},
     "search.n_trials": 4,
 }
-# What each is called, what it sets, and the umask and the cores of CHAIN.
+# By name: environment variables, and the umask and cores of CHAIN.
 OTHERS: dict[str, tuple[dict[str, str], str, str]] = {
     "another folder": ({}, "022", "all"),
     "another PYTHONHASHSEED": ({"PYTHONHASHSEED": "4242"}, "022", "all"),

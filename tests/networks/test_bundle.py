@@ -78,7 +78,7 @@ def test_two_saves_give_the_same_bytes_and_a_save_replaces_the_whole_bundle(tmp_
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
-def test_files_have_the_mode_that_the_umask_says(tmp_path, umask, mode):
+def test_files_have_the_mode_of_the_umask(tmp_path, umask, mode):
     before = os.umask(umask)
     try:
         save_bundle(tmp_path, samples.bundle(samples.sample("mixed")), ROWS)
@@ -186,16 +186,16 @@ def test_weights_that_do_not_fit_the_description_are_refused_even_with_fitting_s
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "says"),
+    ("key", "value", "message"),
     [
         ("format", 1, "format 1"),
         ("model", {"hidden": "wide"}, "cannot be loaded"),
         ("scaling", "log", "cannot be loaded"),
     ],
 )
-def test_a_description_of_another_form_is_refused_even_with_fitting_sums(saved, key, value, says):
+def test_a_description_of_another_form_is_refused_even_with_fitting_sums(saved, key, value, message):
     sign(saved, lambda body: body.update({key: value}))
-    with pytest.raises(UserError, match=says) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         load_bundle(saved)
     assert str(saved) in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""What a person sees while a stage works."""
+"""Progress and errors on the console."""
 
 import sys
 
@@ -54,7 +54,7 @@ def test_on_a_terminal_progress_is_a_bar_below_the_lines(
     assert "2/2" in shown
 
 
-def test_a_network_that_no_memory_holds_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_network_too_large_for_memory_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         console.run(lambda: print(torch.empty(2**50)))
     assert caught.value.code == 1
@@ -64,18 +64,18 @@ def test_a_network_that_no_memory_holds_is_told_in_one_line(capsys: pytest.Captu
 
 
 @pytest.mark.parametrize(
-    ("says", "size"),
+    ("message", "size"),
     [
         ("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1 GiB", " for 2.00 GiB"),
         ("[enforce fail] not enough memory: you tried to allocate 8 bytes.", " for 8 bytes"),
         ("std::bad_alloc", ""),
     ],
 )
-def test_memory_that_ends_is_told_whatever_words_torch_has_for_it(
-    says: str, size: str, capsys: pytest.CaptureFixture[str]
+def test_each_out_of_memory_message_of_torch_ends_in_one_line(
+    message: str, size: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails() -> None:
-        raise torch.OutOfMemoryError(says)
+        raise torch.OutOfMemoryError(message)
 
     with pytest.raises(SystemExit):
         console.run(fails)

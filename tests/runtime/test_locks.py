@@ -80,7 +80,7 @@ def test_the_second_is_refused_in_one_line_that_names_the_first() -> None:
     assert locks.held() == {}
 
 
-def test_the_second_is_not_told_to_kill_what_runs_on_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_second_is_not_advised_to_kill_a_process_of_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     host = socket.gethostname()
     with locks.only_one("train"):
         monkeypatch.setattr(socket, "gethostname", lambda: "another")

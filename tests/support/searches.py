@@ -25,12 +25,12 @@ def configured(sampler="random", n_trials=6, space=None, **leaves):
 
 
 def score_of(config):
-    """What a made-up training scores: best at lr 0.01, a little better with momentum."""
+    """Score of a made-up training: best at lr 0.01, a little better with momentum."""
     return 1 / (1 + abs(np.log10(config.train.lr) + 2)) + 0.01 * config.train.momentum
 
 
 def runner(score=score_of, diverge=(), asked=None, metric="val_accuracy"):
-    """Stands in for training: every epoch of a trial has the score of its configuration, the later the better."""
+    """A runner without training: the score of a trial follows from its configuration and rises with each epoch."""
 
     def run(stacks, until):
         for stack in stacks:

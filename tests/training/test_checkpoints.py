@@ -73,7 +73,7 @@ def test_a_checkpoint_of_finished_training_trains_no_more(tmp_path):
 
 
 @pytest.mark.parametrize("place", [0, 5, 100, 2000, -40, -1])
-def test_a_damaged_checkpoint_is_not_used_and_said_so(tmp_path, place, capsys):
+def test_a_damaged_checkpoint_is_reported_and_not_used(tmp_path, place, capsys):
     train(Checkpoints(tmp_path), members())
     path = tmp_path / "network.safetensors"
     content = bytearray(path.read_bytes())
@@ -95,7 +95,7 @@ def test_a_torn_checkpoint_is_not_used(tmp_path, left):
     assert not any(member.history for member in fresh)
 
 
-def test_training_goes_on_where_the_disk_refuses(tmp_path, monkeypatch, capsys):
+def test_training_continues_without_checkpoints_on_a_full_disk(tmp_path, monkeypatch, capsys):
     def full(path, content):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
@@ -168,7 +168,7 @@ def test_two_processes_with_one_key_do_not_share_checkpoints(tmp_path, monkeypat
         assert not list((tmp_path / "train/key").glob("*.safetensors"))
 
 
-def test_members_that_have_begun_elsewhere_are_not_said_to_be_interrupted(tmp_path, capsys):
+def test_members_that_have_trained_before_are_not_reported_as_resumed(tmp_path, capsys):
     begun = members()
     train(checkpoints.NONE, begun)
     Checkpoints(tmp_path).resume("network", begun, lambda row: pytest.fail("not restored"))

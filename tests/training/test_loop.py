@@ -126,7 +126,7 @@ def test_training_without_patience_runs_to_the_end_whatever_on_epoch_returns():
 
 
 @TASKS
-def test_divergence_is_told_with_epoch_and_learning_rate(name):
+def test_divergence_is_reported_with_epoch_and_learning_rate(name):
     of = sample(name)
     with pytest.raises(DivergedError, match=r"epoch [12] .*lr 1e\+09"):
         trained(of, network(of), lr=1e9)

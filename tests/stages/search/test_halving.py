@@ -20,7 +20,7 @@ def test_rungs_grow_by_the_reduction_up_to_the_last_epoch(epochs, reduction, exp
     assert rungs(epochs, reduction) == expected
 
 
-def test_after_each_rung_the_best_third_goes_on_and_the_rest_is_pruned():
+def test_after_each_rung_the_best_third_is_kept_and_the_rest_is_pruned():
     found = search(configured(n_trials=20, search__epochs=6, search__reduction=3), made_up)
     epochs = {trial.number: len(trial.history) for trial in found.trials}
     assert sorted(epochs.values()) == [1] * 13 + [3] * 4 + [6] * 3

@@ -129,14 +129,14 @@ def test_optuna_hears_how_every_trial_went_pruned_ones_too_before_it_draws_the_n
     assert heard == {0: 0, 1: 8, 2: 16}
     assert {trial.state for trial in found.trials} == {"complete", "pruned", "failed"}
     states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
-    for trial, told in zip(found.trials, studies[0].trials, strict=True):
-        assert told.state == states[trial.state]
-        assert told.params == trial.params
+    for trial, reported in zip(found.trials, studies[0].trials, strict=True):
+        assert reported.state == states[trial.state]
+        assert reported.params == trial.params
         if trial.state == "failed":
-            assert told.values is None
+            assert reported.values is None
         else:
-            assert told.value == trial.score  # which Optuna takes from what was reported where a trial was pruned
-            assert told.intermediate_values == {len(trial.history): trial.score}
+            assert reported.value == trial.score  # which Optuna takes from what was reported where a trial was pruned
+            assert reported.intermediate_values == {len(trial.history): trial.score}
 
 
 NOW = {"train.lr": 0.05, "train.momentum": 0.7, "train.batch_size": 32, "model.hidden": [6, 3], "model.dropout": 0.2}
@@ -197,7 +197,7 @@ def test_a_whole_number_parameter_is_searched_in_whole_numbers():
 
 
 @SAMPLERS
-def test_a_trial_that_diverges_is_marked_failed_and_the_search_goes_on(sampler):
+def test_a_trial_that_diverges_is_marked_failed_and_the_search_continues(sampler):
     told: list[Any] = []
     found = search(configured(sampler, 6), runner(diverge={0, 3}), told.append)
     assert sorted(told, key=lambda trial: trial.number) == found.trials
@@ -264,7 +264,7 @@ def test_importances_sum_to_one_and_name_the_parameter_that_matters():
     [list, lambda stacks: stacks[::-1], lambda stacks: stacks[1::2] + stacks[::2]],
     ids=["as asked", "backwards", "odd first"],
 )
-def test_of_equal_scores_the_lower_number_goes_on_in_whatever_order_stacks_end(order):
+def test_of_equal_scores_the_lower_number_is_kept_in_any_order_of_stacks(order):
     plain = runner(score=lambda config: 0.5)
 
     def run(stacks, until):

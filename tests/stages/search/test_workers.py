@@ -37,7 +37,7 @@ def test_neither_workers_nor_the_width_of_stacks_decide_a_result():
 
 
 class Asked(Work):
-    """Leaves with each trial how many threads it had, where the search's own process sees it."""
+    """Records the number of threads and the process of each trial in its progress."""
 
     def __call__(self, stack, until):
         super().__call__(stack, until)
@@ -107,7 +107,7 @@ AT_ONCE = 12  # seconds at most: half of one on an idle computer, and less than 
 
 
 def alive(process):
-    """Whether there is such a process, and more of it than a status that nobody has asked for."""
+    """True if the process exists and is not a zombie."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -115,7 +115,7 @@ def alive(process):
 
 
 def all_gone(processes):
-    """Whether none is left, or will be in a moment: a process closes what it writes to before it ends."""
+    """True once all processes have ended; waits up to AT_ONCE, since a process closes its pipes before it ends."""
     begun = time.monotonic()
     while (left := any(map(alive, processes))) and time.monotonic() - begun < AT_ONCE:
         time.sleep(0.01)
@@ -123,7 +123,7 @@ def all_gone(processes):
 
 
 def fails_at_once(kind, train):
-    """What `train` does with a runner of two workers has to end as soon as one thing fails, and the workers with it."""
+    """Call `train` with a runner of two workers; it must raise at once, and the workers must end."""
     of = samples.sample("iris")
     before, processes = set(multiprocessing.active_children()), list[Any]()
 
@@ -173,7 +173,7 @@ console.run(main)
 @pytest.mark.parametrize(
     ("send", "number", "status", "error"),
     [
-        (os.killpg, signal.SIGINT, 130, "error: interrupted\n"),  # a terminal tells all of its processes
+        (os.killpg, signal.SIGINT, 130, "error: interrupted\n"),  # as from a terminal
         (os.kill, signal.SIGTERM, 128 + signal.SIGTERM, ""),
         (os.kill, signal.SIGKILL, -signal.SIGKILL, ""),
     ],
@@ -195,7 +195,7 @@ def test_a_signal_ends_a_search_at_once_and_its_workers_with_it(send, number, st
             assert process.stdout.readline() == "one has ended\n"
             assert all(map(alive, processes))
             send(process.pid, number)
-            _, said = process.communicate(timeout=AT_ONCE)  # until nobody is left who could write
+            _, said = process.communicate(timeout=AT_ONCE)  # until all writers have ended
             assert all_gone(processes)
         finally:
             with suppress(ProcessLookupError):

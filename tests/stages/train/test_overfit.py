@@ -11,30 +11,30 @@ from tests.support.samples import network, sample, settings
 TASKS = pytest.mark.parametrize("name", ["wine", "breast_cancer", "diabetes", "mixed"])
 
 
-LIVELY = {"augment": {"noise": 0.1, "swap": 0.1, "mixup": 0.4}}
+AUGMENTED = {"augment": {"noise": 0.1, "swap": 0.1, "mixup": 0.4}}
 
 
 @TASKS
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_one_batch_of_real_rows_is_learnt_by_heart_and_the_network_stays_as_it_was(name, optimizer):
+def test_one_batch_of_real_rows_is_overfitted_and_the_network_is_unchanged(name, optimizer):
     of = sample(name)
     built = network(of, dropout=0.4)
     before = state(built)
     lr = 0.05 if optimizer == "sgd" else 0.01
-    asked = settings(optimizer=optimizer, lr=lr, label_smoothing=0.1, weight_decay=0.1, overfit=Overfit(), **LIVELY)
+    asked = settings(optimizer=optimizer, lr=lr, label_smoothing=0.1, weight_decay=0.1, overfit=Overfit(), **AUGMENTED)
     history = overfit_check(built, of.train, asked, of.target, seed=0)
     last = history[-1]
     assert last["val_accuracy"] == 1.0 if of.target.task != "regression" else last["val_loss"] < 0.02
     assert equal(built.state_dict(), before)
     assert built[2].p == 0.4
-    # Nothing that holds the network back has a part in it.
+    # Regularisation and augmentation have no effect.
     free = settings(optimizer=optimizer, lr=lr, overfit=Overfit())
     assert history == overfit_check(network(of, dropout=0.0), of.train, free, of.target, seed=0)
 
 
 @TASKS
 @pytest.mark.parametrize("change", [{"lr": 1e-9}, {"init": "zeros"}])
-def test_a_network_that_cannot_learn_by_heart_is_refused(name, change):
+def test_a_network_that_cannot_overfit_is_refused(name, change):
     of = sample(name)
     built = network(of, init=change.get("init", "default"))
     asked = settings(lr=change.get("lr", 0.05), overfit=Overfit(rows=32, steps=60))
