@@ -1,1 +1,1 @@
-"""From a table to a tuned, evaluated and registered network, in stages that repeat."""
+"""Turn a table into a tuned, evaluated and registered network in reproducible stages."""

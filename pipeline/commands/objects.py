@@ -1,4 +1,4 @@
-"""Look up objects of DVC: the files of an output as dvc.lock has them, never one that differs from its checksum."""
+"""Look up objects of DVC: the files of an output as in dvc.lock, each verified by checksum."""
 
 import json
 import re
@@ -15,7 +15,7 @@ LISTING = "the listing of its files"
 
 
 def is_checksum(md5: object) -> bool:
-    """True for a checksum as DVC writes it: it becomes part of a path, and dvc.lock may come from anybody."""
+    """True for a checksum as DVC writes it: it becomes part of a path, and dvc.lock is untrusted."""
     return isinstance(md5, str) and MD5.fullmatch(md5) is not None
 
 
@@ -49,7 +49,7 @@ def stored(md5: str, store: Path) -> Path:
 
 
 def stored_checksums(md5: str, store: Path) -> dict[str, str]:
-    """The checksum of each object of an output: under the empty name its own, then those of its files."""
+    """The checksums of an output's objects by file name; the empty name is the output itself."""
     return {"": md5} | (read_listing(stored(md5, store), md5) or {})
 
 

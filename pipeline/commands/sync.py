@@ -24,7 +24,7 @@ from pipeline.tracking import identity, runs, store
 from pipeline.tracking import journal as journals
 from pipeline.tracking.writer import Writer
 
-PATIENCE = 300.0  # stalled seconds; a server that does not answer ends a sync earlier
+PATIENCE = 300.0  # stalled seconds before giving up; an error of the server ends a sync at once
 Outputs = Mapping[str, Path]  # files by their name in an output or a dependency
 # Errors from reading a file in another format.
 UNREADABLE = (

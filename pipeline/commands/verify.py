@@ -35,7 +35,7 @@ Lock = Mapping[str, Entry]
 
 @dataclass(frozen=True)
 class Verdict:
-    """The result of a stage: `lines` is empty if it repeats, else has (file, difference) or ("", obstacle)."""
+    """The result of a stage: `lines` has (file, difference) or ("", reason); it is empty if identical."""
 
     stage: str
     n_files: int
@@ -118,7 +118,7 @@ def _makers(lock: Lock) -> dict[str, str]:
 
 
 def split(lock: Lock, stages: Collection[str]) -> tuple[Lock, list[str]]:
-    """Split the lock into those of `stages`, in build order, and the names of the others, which DVC never deletes."""
+    """Return the entries of `stages` in build order, and the names of obsolete entries, which DVC keeps."""
     kept = {stage: entry for stage, entry in lock.items() if stage in stages}
     makers = _makers(kept)
     needs = {
@@ -141,7 +141,7 @@ def select(lock: Lock, only: str | None) -> list[str]:
 
 
 def stale(lock: Lock, changed: Mapping[str, Iterable[str]]) -> dict[str, str]:
-    """Explain for each stale stage why it need not repeat `dvc.lock`: an input changed, or it never ran.
+    """Return why each stale stage may differ from `dvc.lock`: an input changed, or it never ran.
 
     `changed` holds what DVC reports as changed, by stage.
     """

@@ -34,7 +34,7 @@ class Holder:
 
 @contextmanager
 def only_one(stage: str) -> Iterator[None]:
-    """Hold the lock of a stage; raises `UserError` naming the process that holds it, such as a stage of a killed DVC."""
+    """Hold the lock of a stage; raises `UserError` naming the process that holds it, such as a stage left by a killed `dvc`."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     path = FOLDER / f"{stage}.lock"
     lock = FileLock(path)

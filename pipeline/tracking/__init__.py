@@ -1,1 +1,1 @@
-"""Log stage runs to MLflow without making a stage wait for it."""
+"""Log stage runs to MLflow without blocking the stage."""

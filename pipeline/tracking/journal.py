@@ -57,7 +57,7 @@ class Journal:
                 while written < len(line):  # a full disk takes only part of it
                     written += file.write(line[written:])
             finally:
-                if os.fstat(file.fileno()).st_size < start + len(line):  # events behind a partial one would be lost
+                if os.fstat(file.fileno()).st_size < start + len(line):  # events after a partial one would be lost
                     os.ftruncate(file.fileno(), start)
 
     def keep(self, files: Mapping[str, Path], name: str = "files") -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 DATABASE_SECONDS = 20.0  # the longest wait for another process that creates the database
 Working = Callable[[], AbstractContextManager[None]]
-# Fail within seconds, not minutes: `Writer` retries without duplicates. Send nothing to anybody else.
+# Fail within seconds, since `Writer` retries without duplicates. Send no telemetry.
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -56,7 +56,7 @@ def make_own_database(tracking: Tracking, working: Working = nullcontext) -> Non
 
 
 def make_database(path: Path, working: Working = nullcontext) -> None:
-    """Create a complete database or none: under another name, holding a lock, then renamed."""
+    """Create the database atomically: under a lock and another name, then renamed."""
     if path.exists():
         return
     with FileLock(path.with_suffix(".lock"), timeout=DATABASE_SECONDS), working():

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from pipeline.tracking.delivery import Delivery
 
 SECONDS_BETWEEN_WRITES, MAX_PAUSE = 1.0, 30.0  # the pause grows while the server does not answer
-PATIENCE = 3.5  # stalled seconds that the end of a stage waits, all stalls together
+PATIENCE = 3.5  # total stalled seconds after which the end of a stage stops waiting
 STALL = 0.5  # seconds without progress that count as a stall
-SERVER_SECONDS = 4.5  # that the end of a stage waits for a server, even one that makes progress
+SERVER_SECONDS = 4.5  # limit on that wait for a server, even one that makes progress
 
 
 class Writer:

@@ -48,7 +48,7 @@ def examine() -> Iterator[tuple[str, list[Finding]]]:
         findings = []
         try:
             for finding in check():
-                findings.append(finding)  # not `extend`: those before an error have to stay
+                findings.append(finding)  # unlike `extend`, keeps the findings before an error
         except ImportError as error:
             findings.append(Finding(f"cannot be checked: {error}", f'{INSTALL} --editable ".[test]"'))
         except Exception as error:  # the other checks have to run

@@ -79,7 +79,7 @@ def dvc_locks() -> Iterator[Finding]:
 
 
 def _runs_dvc(pid: int, root: Path | None = None) -> bool:
-    """True if a process of this machine runs DVC, in `root` if given; also if it denies access to its folder."""
+    """True if the process runs DVC, in `root` if given; also if its folder is not readable."""
     import psutil
 
     is_dvc = root is None

@@ -21,7 +21,7 @@ def cache() -> Iterator[Finding]:
     fetch = ["dvc fetch"] if open_repo().config["core"].get("remote") else []
     for path, md5 in _locked_outputs().items():
         damaged, lacks_any = objects.unsound(md5, store)
-        # `outputs` moves one that was edited; dvc repro would remove it before that.
+        # `outputs` moves an edited output aside; dvc repro would delete it.
         is_edited = bool(damaged or lacks_any) and objects.differs(Path(path), md5)
         if damaged:
             reported |= set(damaged.values())
