@@ -198,17 +198,17 @@ def _restore(run: runs.Run, stage: str, entry: Entry, version: Version, is_curre
             run.log_metrics({f"rows.{name}": n for name, n in _json(outs["schema.json"])["rows"].items()})
             run.log_files({"schema.json": outs["schema.json"]})
         case "baseline" | "evaluate":
+            scores = _json(outs["metrics.json"])  # empty if there was no transfer domain
             if model:
                 run.set_tags({"model": model})
-                run.log_params(_json(dep(f"models/{model}", "model.json"))["params"])
-            run.log_metrics(_json(outs["metrics.json"]))
+                run.log_params(_json(dep(f"models/{model}", "model.json"))["params"] if scores else {})
+            run.log_metrics(scores)
             run.log_files(outs)
         case "finetune" if not _json(outs["transfer.json"]):
             pass  # there was no transfer domain
         case "train" | "finetune" | "search":
-            body = _json(outs["model.json"])
             run.log_epochs(_history(outs["history.csv"]))
-            run.log_metrics({"temperature": body["temperature"]})
+            run.log_metrics({"temperature": _json(outs["model.json"])["temperature"]})
             if "overfit.csv" in outs:
                 run.log_epochs(_history(outs["overfit.csv"]), prefix="overfit/")
             if "transfer.json" in outs:

@@ -152,7 +152,7 @@ def adopt(patch: Mapping[str, Any], path: Path = PATH) -> dict[str, tuple[Any, A
 
 
 class _Representer(RoundTripRepresenter):
-    """Write null as a word, since an empty value looks forgotten."""
+    """Write None as `null`, not as an empty value."""
 
 
 def dump_yaml(values: Any, yaml: YAML | None = None) -> str:

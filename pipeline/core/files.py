@@ -37,7 +37,7 @@ def replacing(path: Path) -> Iterator[Path]:
         try:
             yield temporary
         except OSError as error:
-            # Libraries name the temporary file or no file; ENOENT is about another file, which was to be read.
+            # Report `path`, not the temporary file. ENOENT is about an input file and keeps its name.
             if error.errno != errno.ENOENT:
                 error.filename = str(path)
             raise
@@ -140,7 +140,7 @@ def read_tensors(path: Path) -> "dict[str, Tensor]":
 
 
 def parse_tensors(path: Path, content: bytes) -> "dict[str, Tensor]":
-    """Parse the content of a safetensors file, so that the bytes whose checksum was computed are the ones loaded."""
+    """Parse the content of a safetensors file, so that the bytes loaded are those whose checksum was verified."""
     from safetensors.torch import load
 
     tensors_header(path, content[: 8 + MAX_HEADER])

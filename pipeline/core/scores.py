@@ -24,7 +24,7 @@ def shown(score: float) -> str:
 
 
 def significant(value: float) -> float:
-    """Round to 7 digits, the precision of float32; decimals would not do for a target measured in millionths."""
+    """Round to 7 significant digits, the precision of float32, so that tiny values keep theirs."""
     return float(f"{value:.7g}")
 
 

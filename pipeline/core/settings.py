@@ -36,11 +36,11 @@ def _source_without_secret(url: str) -> str:
 
 
 def _server_without_secret(url: str) -> str:
+    instead = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_URI"
+    if "${" in url:
+        raise ValueError(f"variables are not expanded in this address: {instead}")
     if part := secret_in(url):
-        raise ValueError(
-            f"{part} may be a secret, and dvc.lock would keep it: set MLFLOW_TRACKING_USERNAME and"
-            " MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_URI"
-        )
+        raise ValueError(f"{part} may be a secret, and git would keep it: {instead}")
     return url
 
 
@@ -76,8 +76,7 @@ NOT_SEARCHED = (
     "train.preset", "train.epochs", "train.patience", "train.overfit", "train.calibration", "model.ensemble",
 )  # fmt: skip
 
-# Values of the word preset with `train.preset: strong`. With `textbook` it means the defaults of the sections below, the
-# settings of a first course.
+# Values of the word preset if `train.preset` is `strong`; if it is `textbook`, the defaults of the fields below apply.
 PRESET = "preset"
 
 STRONG: dict[str, Any] = {
@@ -98,7 +97,7 @@ STRONG: dict[str, Any] = {
 
 AUTO_BATCH = (16, 512)  # fewest and most rows per step
 SMALL_ROWS, SMALL_ENSEMBLE, LARGE_ENSEMBLE = 20_000, 8, 2
-AUTO_STEPS, AUTO_EPOCHS = 2000, 20  # at least
+AUTO_STEPS, AUTO_EPOCHS = 2000, 20  # minimum
 
 
 class Section(BaseModel):
@@ -184,7 +183,7 @@ class Model(Section):
     dropout: Probability = Field(0.1, description="Dropout after each activation")
     init: Literal["default", "uniform", "xavier", "kaiming", "zeros"] = Field("default", description="Initial weights")
     numeric: Literal["plain", "ple", "plr"] = Field("plain", description="Plain, piecewise linear or periodic numbers")
-    bins: int = Field(32, ge=2, le=2**16, description="Most bins per column for ple")
+    bins: int = Field(32, ge=2, le=2**16, description="Maximum bins per column for ple")
     plr: Plr = Field(Plr(), description="Periodic embedding of numbers for plr")
     categories: Literal["onehot", "embedding"] = Field("onehot", description="Encoding of categories")
     embedding: Width = Field(16, description="Width of a category's embedding")
@@ -210,18 +209,18 @@ class Augment(Section):
 
 class Overfit(Section):
     rows: AtLeastTwo = Field(32, description="Rows of the batch")
-    steps: Epochs = Field(1000, description="Most steps to overfit it")
+    steps: Epochs = Field(1000, description="Maximum steps")
 
 
 class Train(Section):
     preset: Literal["textbook", "strong"] = Field("strong", description="Values used where a parameter says preset")
-    optimizer: Literal["sgd", "adam", "adamw"] = Field("sgd", description="Optimizer")
+    optimizer: Literal["sgd", "adam", "adamw"] = Field("sgd", description="Optimiser")
     lr: Positive = Field(0.05, description="Peak learning rate")
     momentum: Probability = Field(0.9, description="Momentum of sgd")
     weight_decay: NotNegative = Field(1e-5, description="Weight decay; decoupled from the gradient for adamw")
     batch_size: Count | Literal["auto"] = Field(512, description="Rows per step; auto: by the number of rows")
-    epochs: Epochs | Literal["auto"] = Field(10, description="Most epochs; auto: by the number of steps")
-    patience: Count | None = Field(3, description="Epochs without a better validation loss before a stop; null: none")
+    epochs: Epochs | Literal["auto"] = Field(10, description="Maximum epochs; auto: by the number of steps")
+    patience: Count | None = Field(3, description="Epochs without improvement before stopping; null: no limit")
     schedule: Literal["constant", "cosine", "onecycle"] = Field("constant", description="Learning rate schedule")
     warmup: Probability = Field(0.0, description="Share of the steps in which lr rises; for onecycle, up to its peak")
     clip: Positive | None = Field(None, description="Largest gradient norm; null: no clipping")
@@ -255,7 +254,7 @@ class Train(Section):
 
 class Finetune(Section):
     lr: Positive = Field(0.003, description="Peak learning rate, instead of train.lr")
-    epochs: Epochs = Field(10, description="Most epochs, instead of train.epochs")
+    epochs: Epochs = Field(10, description="Maximum epochs, instead of train.epochs")
     patience: Count | None = Field(3, description="Patience, instead of train.patience")
     freeze: Freeze = Field(0, description='First layers to freeze, or patterns of parameter names such as ["1.*"]')
 
@@ -310,7 +309,7 @@ class Register(Section):
     # MLflow's search and the model card quote it
     name: str = Field(pattern=r"^[^/:'\"`\\\pC]+$", max_length=200, description="Name in the MLflow model registry")
     metric: MetricName = Field(description="Metric that selects the champion: val.<metric> or transfer.val.<metric>")
-    minimum: float = Field(description="Worst value of metric that is registered")
+    minimum: float = Field(description="Worst accepted value of metric")
 
 
 class Tracking(Section):

@@ -1,4 +1,4 @@
-"""From trained members to a bundle with calibrated probabilities."""
+"""Bundle trained members and calibrate their probabilities."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -25,7 +25,7 @@ KEYS = "[0-9a-f]" * 32  # folders with other names are not removed
 
 
 class Checkpoints:
-    """The checkpoints of one stage and key; other parameters, data or code have another key.
+    """The checkpoints of one stage and key, a hash of its parameters, data and code.
 
     Each is one file, replaced atomically at the end of an epoch. If the disk is full, training continues without them.
     """
@@ -78,12 +78,12 @@ class Checkpoints:
             return False
         found = _read(path)
         if found is None or found[0]["format"] != FORMAT:
-            print(f"{path} is damaged: training starts anew", flush=True)
+            print(f"{path} is damaged: training starts over", flush=True)
             return False
         state, tensors = found
         if state["of"] != _identity(members):
             # The key is computed after params.yaml is read, which may be edited in between.
-            print(f"{path} has other parameters or another device: training starts anew", flush=True)
+            print(f"{path} differs in parameters or device: training starts over", flush=True)
             return False
         for k, (member, progress) in enumerate(zip(members, state["members"], strict=True)):
             own = {name.removeprefix(f"{k}."): each for name, each in tensors.items() if name.startswith(f"{k}.")}

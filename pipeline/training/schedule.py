@@ -4,7 +4,7 @@ import math
 
 from pipeline.core.settings import Train
 
-ONECYCLE_START, ONECYCLE_END = 1 / 25, 1e-4  # of the peak rate at the first step, of the first rate at the last step
+ONECYCLE_START, ONECYCLE_END = 1 / 25, 1e-4  # first rate / peak rate, last rate / first rate
 
 
 def lr_factor(step: int, steps: int, settings: Train) -> float:

@@ -24,7 +24,7 @@ def main(model: str) -> None:
             described = bundle.target, bundle.schema, bundle.temperature
             result = report.evaluate(lambda *part: bundle.outputs(load_split(*part)), *described)
             print(report.summary(model, result.scores))
+            run.log_params(bundle.params)
         report.save(folder, result)
-        run.log_params(bundle.params)
         run.log_metrics(result.scores)
         run.log_files(folder)

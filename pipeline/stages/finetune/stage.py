@@ -27,7 +27,7 @@ def main() -> None:
     target = trained.schema.transfer_target
     with checkpoints.opened(*state("finetune")) as saved, stage_run("finetune", settings) as run:
         if target is None:
-            print("data.transfer names no rows: finetune copies the trained model")
+            print("no transfer domain: finetune copies the trained model")
             copy_bundle(TRAINED, FOLDER)
             files.write_json(FOLDER / "transfer.json", {})
             return
