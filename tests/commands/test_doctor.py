@@ -49,7 +49,7 @@ def test_the_doctor_is_quick_and_changes_nothing(tmp_path: Path) -> None:
     call(folder, "dvc", "repro", "fetch")
     before = tree(folder)
     begun = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    said = call(folder, sys.executable, "-m", "pipeline", "doctor", status=1)
+    said = call(folder, sys.executable, "-B", "-m", "pipeline", "doctor", status=1)  # -B: writes no bytecode
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - begun < 20
     assert tree(folder) == before
     assert "ok    packages\n" in said
