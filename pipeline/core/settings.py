@@ -22,8 +22,11 @@ Epochs = Annotated[int, Field(ge=1, le=10**6)]
 Width = Annotated[int, Field(ge=1, le=2**16)]
 Workers = Annotated[int, Field(ge=1, le=1024)]
 AtLeastTwo = Annotated[int, Field(ge=2, le=10**9)]
+Lines = Annotated[int, Field(ge=0, le=10**6)]
+Words = tuple[Annotated[str, Field(min_length=1, max_length=100)], ...]
+Missing = Words | dict[str, Words]
 Freeze = Annotated[int, Field(ge=0)] | tuple[str, ...]
-Kinds = dict[str, Literal["numeric", "categorical", "drop"]]
+WantedKind = Literal["numeric", "categorical", "boolean", "datetime", "text-as-category", "drop"]
 Ensemble = Annotated[int, Field(ge=1, le=1000)] | Literal["auto"]
 SplitBy = Annotated[str, Field(pattern=r"^(random|(time|group):.+)$")]
 Scalar = bool | int | float | str
@@ -62,6 +65,20 @@ def _in_project(url: str) -> str:
     return url
 
 
+# Formats of dates and times, besides those of strftime.
+ISO, QUARTER = "ISO8601", "quarter"
+EPOCHS = {"epoch seconds": "s", "epoch milliseconds": "ms"}
+
+
+def _is_moment_format(name: str) -> str:
+    directives = re.fullmatch(r"(?:%[YymdBbjAaHIpMSfz]|[^%])+(?: %Z)?", name)
+    if name not in (ISO, QUARTER, *EPOCHS) and not (directives and len(name) <= 60 and re.search("%[YymdbBjHI]", name)):
+        known = f"{ISO}, {QUARTER}, {', '.join(EPOCHS)} or a format such as %d/%m/%Y %H:%M"
+        raise ValueError(f"must be {known}, got {name!r}")
+    return name
+
+
+MomentFormat = Annotated[str, AfterValidator(_is_moment_format)]
 Source = Annotated[str, Field(min_length=1), AfterValidator(_source_without_secret)]
 Task = Literal["binary", "multiclass", "regression"]
 
@@ -70,6 +87,11 @@ MetricName = Literal[
     "transfer.val.accuracy", "transfer.val.f1", "transfer.val.auroc", "transfer.val.loss",
     "transfer.val.rmse", "transfer.val.mae", "transfer.val.r2",
 ]  # fmt: skip
+
+MISSING = (
+    "NA", "N/A", "NaN", "null", "none", "nil", "missing", "unknown", "not available", "undefined", "n.a.", "n.d.",
+    "?", "-", "--", ".", "..", ":", "*", "#N/A", "#NULL!", "#VALUE!", "#REF!", "#DIV/0!", "\\N", "0000-00-00",
+)  # fmt: skip
 
 # Trials have search.epochs epochs, no early stopping and one member, so these have no effect on them.
 NOT_SEARCHED = (
@@ -105,14 +127,28 @@ class Section(BaseModel):
 
 
 class Csv(Section):
-    encoding: str = Field("utf-8", description="Encoding of CSV files, such as utf-8 or latin-1")
+    encoding: str = Field("auto", description="Encoding of CSV files, such as latin-1; auto: UTF-8, else detected")
     separator: Literal["auto", ",", ";", "\t", "|"] = Field("auto", description="Cell separator; auto: detected")
-    decimal: Literal[".", ","] = Field(".", description="Decimal mark of numbers")
+    decimal: Literal["auto", ".", ","] = Field("auto", description="Decimal mark; auto: the one that fits every cell")
+    thousands: Literal["auto", "none", ".", ",", " ", "'"] = Field("auto", description="Thousands separator")
+    quote: Literal['"', "'", "none"] = Field('"', description="Character around cells that hold a separator")
+    skip: Lines | tuple[Lines, Lines] = Field(0, description="Lines before the header, or [before, at the end]")
+
+    @property
+    def skipped(self) -> tuple[int, int]:
+        """Number of lines left out before the header and at the end of the file."""
+        return self.skip if isinstance(self.skip, tuple) else (self.skip, 0)
+
+    @model_validator(mode="after")
+    def _marks_differ(self) -> Self:
+        if self.decimal == self.thousands != "auto":
+            raise ValueError(f"decimal and thousands must differ, got {self.decimal!r} twice")
+        return self
 
     @model_validator(mode="after")
     def _known_encoding(self) -> Self:
         try:
-            "".encode(self.encoding)
+            "".encode("utf-8" if self.encoding == "auto" else self.encoding)
         except LookupError:
             known = "one that Python knows, such as utf-8 or latin-1"
             raise ValueError(f"encoding must be {known}, got {self.encoding!r}") from None
@@ -154,7 +190,11 @@ class Data(Section):
     target: str = Field(min_length=1, description="Column to predict")
     task: Task = Field(description="Kind of prediction")
     drop: tuple[str, ...] = Field((), description="Columns never used as features, such as ids and leaks")
-    kinds: Kinds = Field({}, description="Corrections of inferred kinds: {column: numeric | categorical | drop}")
+    kinds: dict[str, WantedKind] = Field({}, description="Corrections of inferred kinds: {column: <kind>}")
+    formats: dict[str, MomentFormat] = Field({}, description='Formats of dates and times: {column: "%d/%m/%Y"}')
+    missing: Missing = Field(
+        MISSING, description="Words that mean missing in numbers, dates and truth values; {column: [words]}: in that column"
+    )
     split: Split = Field(Split(), description="Fractions; by: random (stratified) | time:<column> | group:<column>")
     transfer: Transfer | None = Field(None, description="Second domain: {column, values} | {source: <table>} | null")
     csv: Csv = Field(Csv(), description='Format of CSV files; separator: auto | "," | ";" | "\\t" | "|"')
@@ -165,9 +205,16 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _target_stays(self) -> Self:
-        if self.target in self.drop or self.target in self.kinds:
-            raise ValueError(f"target {self.target!r} must not be in drop or kinds")
+        if self.target in self.drop or self.target in self.kinds or self.target in self.formats:
+            raise ValueError(f"target {self.target!r} must not be in drop, kinds or formats")
+        for name in self.formats:
+            if self.kinds.get(name, "datetime") != "datetime":
+                raise ValueError(f"formats: {name!r} must be datetime in kinds, got {self.kinds[name]}")
         return self
+
+    def missing_words(self, column: str) -> tuple[str, ...]:
+        """Return the words that mean missing among the numbers, dates or truth values of a column."""
+        return self.missing.get(column, MISSING) if isinstance(self.missing, dict) else self.missing
 
 
 class Plr(Section):

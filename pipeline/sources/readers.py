@@ -1,26 +1,25 @@
 """Read a source as a DataFrame, without cleaning or renaming anything."""
 
 import bz2
-import csv
 import difflib
 import gzip
 import io
-import itertools
 import lzma
 import os
 import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pandas as pd
 
 from pipeline.core.errors import UserError
 from pipeline.core.secrets import with_variables, without_secret
 from pipeline.core.settings import Csv
+from pipeline.sources import text
 from pipeline.sources.named import nycflights13, openml, sklearn
-from pipeline.tables.raw import EXPANSION, check_names, read_parquet, unpacked_limit
+from pipeline.tables.raw import EXPANSION, read_parquet, unpacked_limit
 
 SOURCE_FOLDER = Path("data/source")
 _SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
@@ -46,9 +45,14 @@ def read_file(source: str, options: Csv) -> pd.DataFrame:
         raise error if isinstance(error, UserError) else UserError(f"data.source {source!r} is not a path") from None
     shown = without_secret(source)
     name, content = _unpacked(shown, content)
+    if Path(name).suffix in (".xlsx", ".xls", ".ods"):
+        raise UserError(f"{shown} is a workbook: save the sheet with the table as CSV")
     if Path(name).suffix not in _SUFFIXES:
         raise UserError(f"{shown} must end in {', '.join(_SUFFIXES)}, also with .gz, .bz2, .xz or .zip")
-    table = read_parquet(shown, content) if name.endswith(".parquet") else _csv(shown, name, content, options)
+    if name.endswith(".parquet"):
+        table = read_parquet(shown, content)
+    else:
+        table = text.read(shown, content, options, tabs=name.endswith(".tsv"))
     if table.empty:
         raise UserError(f"{shown} has a header but no rows" if len(table.columns) else f"{shown} is empty")
     return table
@@ -102,61 +106,3 @@ def _unpacked(source: str, content: bytes) -> tuple[str, bytes]:
     if len(content) > limit:  # a small file can unpack to gigabytes
         raise UserError(f"{source} unpacks to more than {EXPANSION} times its size: unpack it, if you trust it")
     return name, content
-
-
-def _csv(source: str, name: str, content: bytes, options: Csv) -> pd.DataFrame:
-    encoding = "utf-8-sig" if options.encoding.lower().replace("_", "-") in ("utf-8", "utf8") else options.encoding
-    try:
-        text = content.decode(encoding)
-        if encoding != "utf-8-sig":
-            content = text.encode("utf-8")  # unlike some encodings, it can be read line by line
-    except (UnicodeError, ValueError) as error:
-        where = f" (byte {error.start})" if isinstance(error, UnicodeDecodeError) else ""
-        remedy = "set data.csv.encoding, for example to latin-1"
-        raise UserError(f"{source} is not {options.encoding} text{where}: {remedy}") from None
-    if not text or text.isspace():
-        raise UserError(f"{source} is empty")
-    if "\0" in text:
-        raise UserError(f"{source} is not text, since it holds a NUL: if it is UTF-16, set data.csv.encoding")
-    sniffed = "\t" if name.endswith(".tsv") else _sniff(text)
-    delimiter = sniffed if options.separator == "auto" else options.separator
-    del text  # up to four bytes per character
-    csv.field_size_limit(2**31 - 1)  # a cell may hold a long text
-
-    def lines() -> IO[str]:
-        return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", newline="")
-
-    _check_shape(source, lines(), delimiter)
-    try:
-        return pd.read_csv(lines(), sep=delimiter, decimal=options.decimal, index_col=False, low_memory=False)
-    except (ValueError, OverflowError) as error:
-        raise UserError(f"{source} is not a table: {str(error).splitlines()[0]}") from None
-
-
-def _sniff(text: str) -> str:
-    """Choose the delimiter that gives the header the most columns, among those that fit at least half of the lines."""
-    lines = list(itertools.islice(io.StringIO(text[:100_000], newline=""), 50))
-    whole = lines[: max(1, len(lines) - 1)]  # the last line may be cut off
-
-    def columns(delimiter: str) -> int:
-        try:
-            widths = [len(row) for row in csv.reader(whole, delimiter=delimiter) if row]
-        except csv.Error:
-            return 0
-        header = next((len(row) for row in csv.reader(lines, delimiter=delimiter) if row), 0)
-        return header if 2 * widths.count(header) >= len(widths) else 0
-
-    return max(",;\t|", key=columns)
-
-
-def _check_shape(source: str, lines: IO[str], delimiter: str) -> None:
-    """Check that every row has as many cells as the header; pandas would silently fill in missing values."""
-    reader = csv.reader(lines, delimiter=delimiter)
-    try:
-        header = next(row for row in reader if row)
-        check_names(source, header)
-        for row in reader:
-            if len(row) != len(header) and row:
-                raise UserError(f"{source}, line {reader.line_num}: {len(row)} cells, but the header has {len(header)}")
-    except csv.Error as error:
-        raise UserError(f"{source}, line {reader.line_num}: {error}") from None

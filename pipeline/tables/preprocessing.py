@@ -41,7 +41,8 @@ class Preprocessor:
     def transform(self, table: pd.DataFrame, schema: Schema) -> tuple[Tensor, Tensor]:
         """Turn a table from `validation.check` into x_num [n, d_num] float32 and x_cat [n, d_cat] codes.
 
-        x_num holds scaled numbers, zero where missing, then an indicator per column with missing values in training.
+        x_num holds scaled numbers, zero where missing, then an indicator per column with missing values in training,
+        then the flags of numeric columns.
         """
         raw = numeric_features(table, schema)
         scaler = _new_scaler(self.scaling, n_rows=1)
@@ -54,7 +55,9 @@ class Preprocessor:
             rows = slice(start, start + CHUNK)
             scaled = scaler.transform(raw[rows]) if raw.shape[1] else raw[rows]
             x_num[rows, : raw.shape[1]] = np.nan_to_num(np.clip(scaled, -LIMIT, LIMIT), nan=0.0)
-        x_num[:, raw.shape[1] :] = table[schema.with_indicator].isna().to_numpy(np.float32)
+        n, n_flags = raw.shape[1], len(schema.flags)
+        x_num[:, n : schema.d_num - n_flags] = table[schema.with_indicator].isna().to_numpy(np.float32)
+        x_num[:, schema.d_num - n_flags :] = table[schema.flags].to_numpy(np.float32)
         return torch.from_numpy(x_num), torch.from_numpy(category_codes(table, schema))
 
 

@@ -3,6 +3,7 @@
 import io
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -49,7 +50,9 @@ def read_parquet(source: str, content: bytes) -> pd.DataFrame:
         metadata = parquet.read_metadata(io.BytesIO(content))
         # Checked before reading: a constant column takes no space in the file, however many rows it has.
         fits = 8 * metadata.num_rows * metadata.num_columns <= unpacked_limit(len(content))
-        table = pd.read_parquet(io.BytesIO(content)) if fits else None
+        # Text as categories: a text that repeats is held, and read by its rule, once.
+        text = [field.name for field in parquet.read_schema(io.BytesIO(content)) if _is_text(field.type)] if fits else []
+        table = parquet.read_table(io.BytesIO(content), read_dictionary=text).to_pandas() if fits else None
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{source} is not a Parquet file: {reason}") from None
@@ -60,6 +63,12 @@ def read_parquet(source: str, content: bytes) -> pd.DataFrame:
     table.columns = [str(column) for column in table.columns]
     check_names(source, list(table.columns))
     return table.reset_index(drop=True)
+
+
+def _is_text(kind: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_string(kind) or types.is_large_string(kind))
 
 
 def check_names(source: str, names: list[str]) -> None:

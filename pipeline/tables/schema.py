@@ -10,7 +10,8 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pipeline.core import files
 from pipeline.core.errors import UserError
 from pipeline.core.settings import Scalar, Section, Task
-from pipeline.tables.values import as_plain, canonical, canonical_value
+from pipeline.tables.reading import TRUTH, Reading, known, read
+from pipeline.tables.values import canonical, canonical_value
 
 Kind = Literal["numeric", "categorical", "datetime", "drop"]
 Part = Literal["date", "time"]
@@ -20,16 +21,6 @@ PART_FEATURES: dict[Part, tuple[str, ...]] = {
     "date": ("days", "year.sin", "year.cos", "week.sin", "week.cos"),
     "time": ("hours", "day.sin", "day.cos"),
 }
-
-# Formats of dates and times as text, in the order in which they are tried, and the parts that each holds.
-DATE_FORMATS: dict[str, tuple[Part, ...]] = {
-    "ISO8601": ("date", "time"), "%Y/%m/%d": ("date",), "%Y/%m/%d %H:%M:%S": ("date", "time"),
-    "%d.%m.%Y": ("date",), "%d.%m.%Y %H:%M": ("date", "time"), "%d.%m.%Y %H:%M:%S": ("date", "time"),
-    "%m/%d/%Y": ("date",), "%m/%d/%Y %H:%M": ("date", "time"), "%m/%d/%Y %H:%M:%S": ("date", "time"),
-    "%d/%m/%Y": ("date",), "%d/%m/%Y %H:%M": ("date", "time"), "%d/%m/%Y %H:%M:%S": ("date", "time"),
-    "%H:%M": ("time",), "%H:%M:%S": ("time",),
-}  # fmt: skip
-
 
 def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if len(set(values)) < len(values):
@@ -43,19 +34,26 @@ class Column(Section):
     name: str
     kind: Kind
     reason: str
+    reading: Reading = Reading()
     missing: Annotated[int, Field(ge=0)] = 0  # number of missing values among the training rows
     categories: Annotated[tuple[str, ...], Field(max_length=30_000), AfterValidator(_distinct)] = ()
-    format: str | None = None  # of dates and times stored as text
     parts: Annotated[tuple[Part, ...], AfterValidator(_distinct)] = ()  # of a datetime column
-    missing_texts: tuple[str, ...] = ()  # words in a numeric column that mean missing, such as "unknown"
+    words: dict[str, int] = Field(default_factory=dict)  # texts read as missing, and in how many rows of the table
+    examples: tuple[tuple[str, str], ...] = ()  # cells, and the values that they were read as
 
     @model_validator(mode="after")
     def _of_its_kind(self) -> Self:
-        if self.format is not None and self.format not in DATE_FORMATS:
-            raise ValueError(f"format must be one of {', '.join(DATE_FORMATS)}")
         if bool(self.parts) != (self.kind == "datetime"):
             raise ValueError("parts must be set for datetime columns, and for no other")
+        types = {"numeric": ("number",), "datetime": ("moment",), "categorical": ("text", "boolean", "number")}
+        if self.reading.type not in types.get(self.kind, (self.reading.type,)):
+            raise ValueError(f"a {self.kind} column must not be read as {self.reading.type}")
         return self
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Names of the flags of a numeric column in a checked table."""
+        return tuple(f"{self.name} {flag}" for flag in self.reading.flags) if self.kind == "numeric" else ()
 
 
 class Target(Section):
@@ -63,6 +61,7 @@ class Target(Section):
 
     name: str
     task: Task
+    reading: Reading = Reading()
     classes: tuple[Scalar, ...] = ()
     mean: float = 0.0
     std: Annotated[float, Field(gt=0)] = 1.0
@@ -72,7 +71,7 @@ class Target(Section):
         n = len(self.classes)
         if not {"regression": n == 0, "binary": n == 2, "multiclass": n >= 2}[self.task]:
             raise ValueError(f"{self.task} must not have {n} classes")
-        if len({canonical_value(label) for label in self.classes}) < n:
+        if len(set(self.keys)) < n:
             raise ValueError("classes must be distinct")
         return self
 
@@ -81,11 +80,18 @@ class Target(Section):
         """Outputs of the network for a row: a value for regression, a logit for binary, a logit per class otherwise."""
         return len(self.classes) if self.task == "multiclass" else 1
 
+    @property
+    def keys(self) -> list[str]:
+        """The classes as text, as `read` returns them."""
+        keys = [canonical_value(label) for label in self.classes]
+        return [TRUTH.get(key.lower(), key) for key in keys] if self.reading.type == "boolean" else keys
+
     def encode(self, values: pd.Series) -> np.ndarray:
         """Return class codes [n] int64, -1 for a class not in `classes`; or standardised values [n] float32."""
+        found = read(values, self.reading).values
         if self.task == "regression":
-            return ((as_plain(values)[0].to_numpy(np.float64) - self.mean) / self.std).astype(np.float32)
-        return pd.Index([canonical_value(label) for label in self.classes]).get_indexer(pd.Index(canonical(values)))
+            return ((found.to_numpy(np.float64) - self.mean) / self.std).astype(np.float32)
+        return pd.Index(self.keys).get_indexer(pd.Index(known(canonical(found), self.keys, values)))
 
     def labels(self, codes: np.ndarray) -> pd.Series:
         """Convert class codes to labels of the type that the table holds."""
@@ -103,7 +109,7 @@ class Schema(Section):
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
-        _distinct((self.target.name, *(column.name for column in self.columns)))
+        _distinct((self.target.name, *(column.name for column in self.columns), *self.flags))
         return self
 
     def of_kind(self, kind: Kind) -> tuple[Column, ...]:
@@ -125,9 +131,14 @@ class Schema(Section):
         return [c.name for c in (*self.of_kind("numeric"), *self.of_kind("datetime")) if c.missing > 0]
 
     @property
+    def flags(self) -> list[str]:
+        """Columns of a checked table that hold the flags of numeric columns."""
+        return [flag for column in self.of_kind("numeric") for flag in column.flags]
+
+    @property
     def d_num(self) -> int:
-        """Width of x_num: the scaled numbers, then the indicators of missing values."""
-        return self.n_scaled + len(self.with_indicator)
+        """Width of x_num: the scaled numbers, then the indicators of missing values, then the flags."""
+        return self.n_scaled + len(self.with_indicator) + len(self.flags)
 
     @property
     def cardinalities(self) -> tuple[int, ...]:

@@ -5,15 +5,15 @@ from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
-from pandas.api import types as dtypes
 
 from pipeline.core.errors import UserError
 from pipeline.tables.schema import Column, Schema
-from pipeline.tables.values import as_plain, canonical
+from pipeline.tables.reading import known, read
+from pipeline.tables.values import canonical
 
 
 def check(table: pd.DataFrame, schema: Schema, where: str) -> pd.DataFrame:
-    """Return the features of `table`: numeric columns as float64, datetime columns in UTC, categorical ones as text.
+    """Return the features of `table`: numbers as float64 and their flags, dates in UTC, categories as text.
 
     Raises `UserError` naming `where`, the row (counted from 1, without the header) and the column of the first value
     that does not fit.
@@ -23,35 +23,26 @@ def check(table: pd.DataFrame, schema: Schema, where: str) -> pd.DataFrame:
     if absent:
         more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
         raise UserError(f"{where} lacks the column {absent[0]!r}{more}{nearest(absent[0], table.columns)}")
-    raw = table[names].reset_index(drop=True)
-    parsed = {column.name: _parsed(raw[column.name], column, where) for column in schema.features}
-    features = pd.DataFrame(parsed, index=raw.index)
-    numeric = [column.name for column in schema.of_kind("numeric")]
-    numbers = features[numeric].to_numpy(np.float64)
-    for row, place in np.argwhere(np.isinf(numbers))[:1]:
-        raise UserError(f"{where}, row {row + 1}: {numeric[place]!r} must be finite, got {numbers[row, place]}")
-    return features
+    features = {}
+    for column in schema.features:
+        values = table[column.name].reset_index(drop=True)
+        cells = read(values, column.reading)
+        _raise_first(cells.wrong, values, column, column.reading.rule(), where)
+        found = cells.values
+        if column.kind == "categorical":
+            found = known(canonical(found), column.categories, values)
+        elif column.kind == "numeric":
+            _raise_first(np.isinf(found.to_numpy()), values, column, "finite", where)
+        features[column.name] = found
+        features |= {name: cells.flags[flag] for name, flag in zip(column.flags, column.reading.flags, strict=False)}
+    return pd.DataFrame(features, index=pd.RangeIndex(len(table)))
 
 
-def _parsed(values: pd.Series, column: Column, where: str) -> pd.Series:
-    if column.kind == "categorical":
-        return canonical(values)
-    plain, _ = as_plain(values)
-    is_time = dtypes.is_datetime64_any_dtype(plain.dtype)
-    if column.kind == "datetime":
-        rule = f"a date or time as {column.format or 'ISO8601'}"
-        text = plain if is_time else canonical(plain)
-        parsed: pd.Series = pd.to_datetime(text, errors="coerce", utc=True, format=column.format or "ISO8601")
-    else:
-        rule = "a number"
-        plain = plain.mask(plain.isin(list(column.missing_texts))) if column.missing_texts else plain
-        parsed = pd.Series(np.nan, plain.index) if is_time else pd.to_numeric(plain, errors="coerce").astype("float64")
-    bad = parsed.isna() & plain.notna()
-    if bad.any() or (is_time and column.kind == "numeric"):
-        row = int(np.argmax(bad.to_numpy()))
+def _raise_first(wrong: np.ndarray, values: pd.Series, column: Column, rule: str, where: str) -> None:
+    if wrong.any():
+        row = int(np.argmax(wrong))
         value = str(values.iloc[row])[:80]
         raise UserError(f"{where}, row {row + 1}: {column.name!r} must be {rule}, got {value!r}")
-    return parsed
 
 
 def unseen(table: pd.DataFrame, schema: Schema) -> dict[str, pd.Series]:

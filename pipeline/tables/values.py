@@ -25,6 +25,8 @@ def canonical(values: pd.Series) -> pd.Series:
 
 def canonical_value(value: Any) -> str:
     match value:
+        case bool() | np.bool_():
+            return "true" if value else "false"
         case np.timedelta64():
             return str(pd.Timedelta(value))
         case np.datetime64():
@@ -38,6 +40,8 @@ def as_plain(values: pd.Series) -> tuple[pd.Series, str | None]:
     """Convert objects and rare types of Parquet to dates, numbers or text; also return the type that cannot be."""
     if isinstance(values.dtype, pd.CategoricalDtype):
         dtype: Any = values.cat.categories.dtype
+        if dtypes.is_string_dtype(dtype):
+            return values, None  # text of a raw table, which is kept as categories to save memory
         if values.isna().any() and (dtypes.is_integer_dtype(dtype) or dtypes.is_bool_dtype(dtype)):
             dtype = "float64" if dtypes.is_integer_dtype(dtype) else "boolean"
         values = values.astype(dtype)

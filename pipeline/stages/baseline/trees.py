@@ -44,7 +44,7 @@ class Trees:
 
     @staticmethod
     def _features(table: pd.DataFrame, schema: Schema) -> np.ndarray:
-        return np.hstack([numeric_features(table, schema), category_codes(table, schema)])
+        return np.hstack([numeric_features(table, schema), table[schema.flags], category_codes(table, schema)])
 
     def outputs(self, table: pd.DataFrame) -> Tensor:
         """Predict a checked table, in the form of a network's outputs."""

@@ -11,15 +11,17 @@ from pipeline.core import files
 from pipeline.core.errors import UserError, printable
 from pipeline.core.settings import Data, Transfer
 from pipeline.stages.prepare import inference
+from pipeline.stages.prepare.inference import Found
 from pipeline.stages.prepare.splits import split_rows
-from pipeline.tables import preprocessing, validation
+from pipeline.tables import preprocessing, reading, validation
 from pipeline.tables.prepared import PREPARED, save_split
 from pipeline.tables.preprocessing import Preprocessor
-from pipeline.tables.schema import Schema, Target
+from pipeline.tables.schema import Column, Kind, Schema, Target
 from pipeline.tables.tensors import TabularData
 from pipeline.tables.values import canonical, canonical_value
 
-MAX_SHOWN = 30  # printed columns per kind
+MAX_LINES, MAX_NOTES, MAX_WIDTH = 40, 10, 240  # of what is printed
+KINDS: tuple[Kind, ...] = ("numeric", "categorical", "datetime", "drop")
 
 
 @dataclass(frozen=True)
@@ -55,21 +57,22 @@ def prepare(table: pd.DataFrame, second: pd.DataFrame | None, data: Data, seed: 
     `second` is the table of `data.transfer.source`, if set. Raises `UserError` if a table does not fit `data`.
     """
     inference.check_names(table, data)
-    usable, counts = _usable(table, data)
+    found = inference.infer(table, data)
+    usable, counts = _usable(table, found[data.target], data)
     in_transfer, notes = _transfer_rows(table, data.transfer)
     source_rows = np.flatnonzero(usable & ~in_transfer)
     if not len(source_rows):
         raise UserError("data.transfer takes every row with a target: leave some for the source domain")
-    target = inference.learn_target(table[data.target].iloc[source_rows], data.task)
-    splits = _split(table, source_rows, target, data, seed)
-    target = _of_training_rows(table, splits, target)
+    target = inference.learn_target(table[data.target].iloc[source_rows], found[data.target], data.task)
+    splits = _split(table, found, source_rows, target, data, seed)
+    target = _of_training_rows(table, splits, found[data.target], target)
 
     transfer_table, transfer_target, transfer_splits = table, None, dict[str, np.ndarray]()
     if second is not None:
         if data.target not in second.columns:
             raise UserError(f"data.transfer.source has no column {data.target!r}, the target")
         transfer_table, in_transfer = second, np.ones(len(second), bool)
-        usable, transfer_counts = _usable(second, data)
+        usable, transfer_counts = _usable(second, found[data.target], data)
         counts |= {f"transfer_{name}": n for name, n in transfer_counts.items()}
     transfer_rows = np.flatnonzero(usable & in_transfer)
     if in_transfer.any() and not len(transfer_rows):
@@ -79,14 +82,15 @@ def prepare(table: pd.DataFrame, second: pd.DataFrame | None, data: Data, seed: 
         if by and by not in transfer_table.columns:
             raise UserError(f"data.split.by: data.transfer.source lacks the column {by!r}")
         try:
-            transfer_target = _transfer_target(transfer_table[data.target].iloc[transfer_rows], target)
-            transfer_splits = _split(transfer_table, transfer_rows, transfer_target, data, seed)
+            transfer_target = _transfer_target(transfer_table[data.target].iloc[transfer_rows], target, found, data)
+            transfer_splits = _split(transfer_table, found, transfer_rows, transfer_target, data, seed)
         except UserError as error:
             raise UserError(f"in the transfer domain: {error}") from None
 
-    for name, found in {"source": splits, "transfer": transfer_splits}.items():
-        counts |= {f"{name}_{split}": len(rows) for split, rows in found.items()}
-    columns = inference.learn_columns(table, splits["train"], data)
+    for name, parts in {"source": splits, "transfer": transfer_splits}.items():
+        counts |= {f"{name}_{split}": len(rows) for split, rows in parts.items()}
+    columns = inference.learn_columns(table, found, splits["train"], data)
+    notes += inference.notes(table, found, target)
     schema = Schema(columns=columns, target=target, transfer_target=transfer_target, rows=counts, notes=tuple(notes))
     if not schema.features:
         reasons = "; ".join(f"{c.name!r} is {c.reason}" for c in columns[:5])
@@ -103,14 +107,18 @@ def prepare(table: pd.DataFrame, second: pd.DataFrame | None, data: Data, seed: 
     return Prepared(schema, preprocessor, domains)
 
 
-def _usable(table: pd.DataFrame, data: Data) -> tuple[np.ndarray, dict[str, int]]:
+def _usable(table: pd.DataFrame, found: Found, data: Data) -> tuple[np.ndarray, dict[str, int]]:
     """Return which rows to keep [n] bool, and counts of the rows read, without a target, and repeated."""
-    missing = table[data.target].isna().to_numpy()
+    cells = reading.read(table[data.target], found.reading)
+    missing = cells.values.isna().to_numpy() & ~cells.wrong
     # As text, since nested values of Parquet cannot be compared.
     plain = table.apply(lambda values: values.map(str, na_action="ignore") if values.dtype == object else values)
     repeated = plain.duplicated().to_numpy()
     counts = {"read": len(table), "target_missing": int(missing.sum()), "duplicates": int(repeated.sum())}
-    return ~missing & ~(repeated & (data.duplicates == "drop")), counts
+    keep = ~missing & ~(repeated & (data.duplicates == "drop"))
+    if (row := inference.total_row(table)) is not None:
+        keep[row], counts["totals"] = False, 1
+    return keep, counts
 
 
 def _transfer_rows(table: pd.DataFrame, transfer: Transfer | None) -> tuple[np.ndarray, list[str]]:
@@ -126,44 +134,74 @@ def _transfer_rows(table: pd.DataFrame, transfer: Transfer | None) -> tuple[np.n
     return found, []
 
 
-def _split(table: pd.DataFrame, rows: np.ndarray, target: Target, data: Data, seed: int) -> dict[str, np.ndarray]:
-    domain = table.iloc[rows]
-    codes = target.encode(domain[data.target]) if data.task != "regression" else None
-    return {name: rows[places] for name, places in split_rows(domain, codes, data.split, seed).items()}
+def _split(
+    table: pd.DataFrame, found: dict[str, Found], rows: np.ndarray, target: Target, data: Data, seed: int
+) -> dict[str, np.ndarray]:
+    codes = target.encode(table[data.target].iloc[rows]) if data.task != "regression" else None
+    _, _, by = data.split.by.partition(":")
+    column = reading.read(table[by].iloc[rows], found[by].reading).values if by else None
+    return {name: rows[places] for name, places in split_rows(len(rows), column, codes, data.split, seed).items()}
 
 
-def _of_training_rows(table: pd.DataFrame, splits: dict[str, np.ndarray], target: Target) -> Target:
+def _of_training_rows(table: pd.DataFrame, splits: dict[str, np.ndarray], found: Found, target: Target) -> Target:
     """Learn mean and standard deviation from the training rows only, or check that they have every class."""
     values = table[target.name].iloc[splits["train"]]
     if target.task == "regression":
-        return inference.learn_target(values, target.task)
+        return inference.learn_target(values, found, target.task)
     absent = np.setdiff1d(np.arange(len(target.classes)), target.encode(values))
     if len(absent):
         label = target.classes[absent[0]]
-        n = int((canonical(table[target.name]) == canonical_value(label)).sum())
+        n = int((target.encode(table[target.name]) == absent[0]).sum())
         raise UserError(f"data.split: class {label!r} ({n} rows) is missing from training: split by random or drop it")
     return target
 
 
-def _transfer_target(values: pd.Series, target: Target) -> Target:
+def _transfer_target(values: pd.Series, target: Target, found: dict[str, Found], data: Data) -> Target:
     """Return the target of the source domain if it has the classes of these values; otherwise one with their classes."""
     if target.task == "regression":
-        inference.learn_target(values, target.task)  # raises if they are not numbers
+        cells = reading.read(values, target.reading)
+        if cells.wrong.any():
+            value = values.iloc[int(np.argmax(cells.wrong))]
+            raise UserError(f"{target.name!r} must be {target.reading.rule()}, got {str(value)!r}")
+        inference.learn_target(values, found[target.name], target.task)  # raises if there is nothing to learn
         return target
-    return target if (target.encode(values) >= 0).all() else inference.learn_target(values, target.task)
+    if (target.encode(values) >= 0).all():
+        return target
+    own = inference.infer(values.to_frame(), data.model_copy(update={"drop": (), "kinds": {}, "formats": {}}))
+    return inference.learn_target(values, own[target.name], target.task)
 
 
 def describe(learned: Schema) -> str:
-    """Summarise a schema for the terminal."""
-    kinds = {kind: learned.of_kind(kind) for kind in ("numeric", "categorical", "datetime", "drop")}
+    """Summarise a schema for the terminal, in at most MAX_LINES lines."""
     lines = [f"rows: {', '.join(f'{name} {n:,}' for name, n in learned.rows.items())}"]
-    lines += [f"note: {note}" for note in learned.notes]
-    for kind, columns in kinds.items():
-        shown = [f"{c.name} ({c.reason})" if kind == "drop" else c.name for c in columns[:MAX_SHOWN]]
-        more = f" and {len(columns) - MAX_SHOWN} more" if len(columns) > MAX_SHOWN else ""
-        if columns:
-            lines.append(f"{'dropped' if kind == 'drop' else kind}: {', '.join(shown)}{more}")
+    lines += [f"note: {note}" for note in learned.notes[:MAX_NOTES]]
+    if len(learned.notes) > MAX_NOTES:
+        lines.append(f"note: {len(learned.notes) - MAX_NOTES} more in data/prepared/schema.json")
     of = "mean {0.mean:g}, standard deviation {0.std:g}" if learned.target.task == "regression" else "{0.classes}"
-    lines.append(f"target: {learned.target.name}, {of.format(learned.target)}")
-    lines.append("the reason for each kind is in data/prepared/schema.json; data.kinds overrides it")
+    lines.append(f"target: {learned.target.name}, {of.format(learned.target)}"[:MAX_WIDTH])
+    # Columns about which there is something to say come first, then the others in their order.
+    shown = sorted(learned.columns, key=_is_plain)[: MAX_LINES - len(lines) - 1]
+    chosen = [column for column in learned.columns if any(column is each for each in shown)]
+    lines += [_line(column) for column in chosen]
+    more = len(learned.columns) - len(chosen)
+    counts = ", ".join(f"{len(learned.of_kind(kind))} {'set aside' if kind == 'drop' else kind}" for kind in KINDS)
+    rest = f"; {more} more in data/prepared/schema.json" if more else ""
+    lines.append(f"columns: {counts}{rest}; see reports/data.html; data.kinds overrides")
     return "\n".join(map(printable, lines))
+
+
+def _is_plain(column: Column) -> bool:
+    differs = any(before != after for before, after in column.examples)
+    return not (column.kind == "drop" or column.words or column.reading.flags or differs)
+
+
+def _line(column: Column) -> str:
+    kind = "set aside" if column.kind == "drop" else column.kind
+    said = [column.reason]
+    if column.words:
+        words = ", ".join(f"{word!r} {n:,}" for word, n in list(column.words.items())[:3])
+        said.append(f"missing: {words}{', …' if len(column.words) > 3 else ''}")
+    shown = [f"{before} = {after}" for before, after in column.examples if before != after]
+    if shown:
+        said.append(f"such as {', '.join(shown)}")
+    return f"{column.name[:30]}: {kind}: {'; '.join(said)}"[:MAX_WIDTH]

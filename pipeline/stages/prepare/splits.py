@@ -5,30 +5,31 @@ import pandas as pd
 
 from pipeline.core.errors import UserError
 from pipeline.core.settings import Split
-from pipeline.stages.prepare.inference import known_date_format
 from pipeline.tables.prepared import SPLITS
 from pipeline.tables.values import canonical
 
 
-def split_rows(table: pd.DataFrame, codes: np.ndarray | None, split: Split, seed: int) -> dict[str, np.ndarray]:
-    """Return the positions of the train, val and test rows of `table`, in ascending order.
+def split_rows(
+    n_rows: int, column: pd.Series | None, codes: np.ndarray | None, split: Split, seed: int
+) -> dict[str, np.ndarray]:
+    """Return the positions of the train, val and test rows, in ascending order.
 
-    `codes` [n] are class codes that stratify a random split, or None. A class of at least three rows has a row in each
+    `column` [n] are the values that `split.by` names, if any; `codes` [n] are class codes that stratify a random split, or None. A class of at least three rows has a row in each
     split; a rarer one goes to training first. Raises `UserError` if a split would be empty.
     """
-    how, _, column = split.by.partition(":")
+    how, _, _ = split.by.partition(":")
     rng = np.random.default_rng(seed)
-    if how == "time":
-        parts = _by_time(table[column], split)
-    elif how == "group":
-        parts = _by_group(table[column], split, rng)
+    if how == "time" and column is not None:
+        parts = _by_time(column, split)
+    elif how == "group" and column is not None:
+        parts = _by_group(column, split, rng)
     else:
-        parts = _at_random(np.zeros(len(table), np.int64) if codes is None else codes, split, rng)
+        parts = _at_random(np.zeros(n_rows, np.int64) if codes is None else codes, split, rng)
     splits = {name: np.flatnonzero(parts == name) for name in SPLITS}
     for name, rows in splits.items():
         need = 2 if name == "train" else 1
         if len(rows) < need:
-            raise UserError(f"data.split leaves {len(rows)} of {len(table)} rows for {name}, which needs {need}")
+            raise UserError(f"data.split leaves {len(rows)} of {n_rows} rows for {name}, which needs {need}")
     return splits
 
 
@@ -50,11 +51,7 @@ def _by_time(moments: pd.Series, split: Split) -> np.ndarray:
     if moments.isna().any():
         raise UserError(f"data.split.by: {str(moments.name)!r} is missing in {int(moments.isna().sum())} rows")
     if not pd.api.types.is_numeric_dtype(moments.dtype) and not pd.api.types.is_datetime64_any_dtype(moments.dtype):
-        text = canonical(moments)
-        date_format = known_date_format(text)
-        if date_format is None:
-            raise UserError(f"data.split.by: {str(moments.name)!r} must hold times or numbers")
-        moments = pd.to_datetime(text, utc=True, format=date_format)
+        raise UserError(f"data.split.by: {str(moments.name)!r} must hold times or numbers; see data.formats")
     # A row's place is the share of rows before its moment.
     place = moments.rank(method="min", pct=False).sub(1).div(len(moments)).to_numpy()
     return np.select([place < split.train, place < split.train + split.val], ["train", "val"], "test")

@@ -1,0 +1,248 @@
+"""Read delimited text as a table of text: each cell exactly as it stands, an empty one as missing."""
+
+import codecs
+import csv
+import io
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import IO
+
+import pandas as pd
+import pyarrow as pa
+from pyarrow import csv as arrow_csv
+
+from pipeline.core.errors import UserError
+from pipeline.core.settings import Csv
+from pipeline.tables.raw import check_names
+
+SAMPLE = 2**18  # bytes from which separator, header and encoding are found
+LINES = 100  # lines of the sample
+LONG_CELL = 4  # lines of a cell that are looked at for swallowed rows
+BLOCK = 2**26  # bytes parsed at a time; no row may be longer
+FOOTER = 10  # lines at the end that may be a footer
+_BOMS = {
+    codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
+}  # fmt: skip
+_ENCODINGS = ["cp1252", "latin_1", "iso8859_15", "cp1250", "cp1251", "koi8_r", "mac_roman", "cp437", "cp850",
+              "shift_jis", "euc_jp", "gb18030", "big5", "euc_kr", "cp1253", "cp1254", "cp1255", "cp1256"]  # fmt: skip
+_OTHER_FILES = {
+    rb"\s*<(!doctype|html|head|\?xml)": "a web page or XML; is a login or another address needed?",
+    rb"\s*(\{\s*[\"}]|\[\s*[\[{\"\]])": "JSON; convert it to CSV or Parquet",
+    rb"PK\x03\x04": "an Excel workbook or a ZIP archive; save the sheet as CSV, or name the archive .zip",
+    rb"\xd0\xcf\x11\xe0": "an Excel workbook; save the sheet as CSV",
+    rb"PAR1": "Parquet; name it .parquet",
+    rb"\x1f\x8b": "compressed; name it .gz",
+    rb"%PDF": "a PDF",
+}
+
+
+def read(source: str, content: bytes, options: Csv, *, tabs: bool = False, note: Callable[[str], None] = print) -> pd.DataFrame:
+    """Parse the bytes of a text file; raises `UserError` naming `source` and the line that does not fit.
+
+    What was guessed or left out is told to `note`. `tabs` names the separator of a .tsv file.
+    """
+    for start, what in _OTHER_FILES.items():
+        if re.match(start, content[:1000], re.IGNORECASE):
+            raise UserError(f"{source} is {what}")
+    content = _as_utf8(source, content, options.encoding, note)
+    if not content or content.isspace():
+        raise UserError(f"{source} is empty")
+    if b"\0" in content:
+        raise UserError(f"{source} is not text, since it holds a NUL: if it is UTF-16, set data.csv.encoding")
+    for marker in (b"<<<<<<< ", b">>>>>>> "):
+        place = 0 if content.startswith(marker) else content.find(b"\n" + marker) + 1
+        if content.startswith(marker, place):
+            line = content.count(b"\n", 0, place) + 1
+            raise UserError(f"{source}, line {line}: a conflict marker of git: resolve the conflict")
+    before, after = options.skipped
+    start, named = _table_start(source, content, before, note)
+    body = _without_last_lines(content, after)[start:]
+    delimiter = "\t" if tabs else named or _sniff(body, options.quote)
+    layout = Layout(source, delimiter if options.separator == "auto" else options.separator, options.quote, content.count(b"\n", 0, start))
+    return layout.parse(body, note)
+
+
+class Layout:
+    """Where a table stands in its file, and how its cells are separated."""
+
+    def __init__(self, source: str, delimiter: str, quote: str, skipped: int) -> None:
+        self.source, self.delimiter, self.quote, self.skipped = source, delimiter, quote, skipped
+
+    def rows(self, body: bytes) -> Iterator[tuple[int, int, list[str]]]:
+        """Yield first and last line number and cells of each row that is not blank."""
+        csv.field_size_limit(2**31 - 1)  # a cell may hold a long text
+        reader = _csv_reader(io.TextIOWrapper(io.BytesIO(body), "utf-8", newline=""), self.delimiter, self.quote)
+        last = self.skipped
+        try:
+            for row in reader:
+                first, last = last + 1, self.skipped + reader.line_num
+                if row:
+                    yield first, last, row
+        except csv.Error as error:
+            raise UserError(f"{self.source}, line {self.skipped + reader.line_num}: {error}") from None
+
+    def parse(self, body: bytes, note: Callable[[str], None]) -> pd.DataFrame:
+        header = self._header(body)
+        names = [name.strip() or f"Unnamed: {place}" for place, name in enumerate(header)]
+        check_names(self.source, names)
+        ragged: list[int] = []
+        width = len(names)
+        quoted = self.quote != "none" and self.quote.encode() in body
+        try:
+            table = arrow_csv.read_csv(
+                pa.BufferReader(body),
+                arrow_csv.ReadOptions(use_threads=False, autogenerate_column_names=True, block_size=BLOCK),
+                arrow_csv.ParseOptions(
+                    delimiter=self.delimiter,
+                    quote_char=self.quote if quoted else False,
+                    newlines_in_values=quoted,
+                    invalid_row_handler=lambda row: ragged.append(row.actual_columns) or "skip",  # type: ignore[func-returns-value]
+                ),
+                arrow_csv.ConvertOptions(
+                    column_types={f"f{place}": pa.string() for place in range(width)},
+                    null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=True,
+                ),
+            )  # fmt: skip
+        except pa.ArrowInvalid as error:
+            self._check(body, width)
+            raise UserError(f"{self.source} is not a table: {str(error).splitlines()[0]}") from None
+        n_lines = body.count(b"\n") + (not body.endswith(b"\n"))
+        if ragged or table.num_columns != width or (quoted and n_lines > table.num_rows + 2):
+            self._check(body, width)
+        table = table.slice(1).rename_columns(names)
+        n = _filled(table)
+        if n < table.num_rows:
+            note(f"{self.source}: {table.num_rows - n:,} empty rows at the end left out")
+        return table.slice(0, n).to_pandas()
+
+    def _header(self, body: bytes) -> list[str]:
+        """Return the cells of the header; raises `UserError` if the first line is not it."""
+        first, _, header = next(self.rows(body), (0, 0, []))
+        if not header:
+            raise UserError(f"{self.source} is empty")
+        sample = list(islice(self.rows(body[:SAMPLE].rpartition(b"\n")[0] or body[:SAMPLE]), LINES)) or [(first, first, header)]
+        widths = Counter(len(row) for _, _, row in sample)
+        width, times = widths.most_common(1)[0]
+        if width > len(header) and 2 * times > len(sample):
+            line = next(line for line, _, row in sample if len(row) == width)
+            raise UserError(
+                f"{self.source}, line {first}: {_cells(len(header))}, but most lines have {width}; the header is probably"
+                f" line {line}: set data.csv.skip to {line - 1}"
+            )
+        return header
+
+    def _check(self, body: bytes, width: int) -> None:
+        """Raise `UserError` for the first row of another width, or for rows that a stray quote makes one cell."""
+        n_lines = self.skipped + body.count(b"\n") + (not body.endswith(b"\n"))
+        lines = body.split(b"\n")
+        for first, last, row in self.rows(body):
+            inner = lines[first - self.skipped : last - self.skipped - 1]
+            separators = self.delimiter.encode()
+            swallowed = sum(line.count(separators) >= max(1, width - 1) for line in inner)
+            if last - first >= LONG_CELL and 2 * swallowed >= len(inner):
+                closes = f"closes in line {last}" if last < n_lines else "is never closed"
+                raise UserError(
+                    f"{self.source}, line {first}: the lines up to {last} are one cell: a quote opens in line {first} and"
+                    f" {closes}; correct it, or set data.csv.quote to none"
+                )
+            if len(row) != width:
+                hint = ""
+                if n_lines - first < FOOTER:
+                    hint = f"; if the table ends before it, set data.csv.skip to [{self.skipped}, {n_lines - first + 1}]"
+                if row[0].startswith("#"):
+                    hint = "; lines that begin with # are comments only before the header: remove it"
+                raise UserError(f"{self.source}, line {last}: {_cells(len(row))}, but the header has {width}{hint}")
+
+
+def _as_utf8(source: str, content: bytes, encoding: str, note: Callable[[str], None]) -> bytes:
+    marked = next((name for bom, name in _BOMS.items() if content.startswith(bom)), None)
+    known = marked or ("utf-8" if encoding == "auto" else encoding)
+    try:
+        if known.lower().replace("_", "-") in ("utf-8", "utf8", "utf-8-sig"):
+            content.decode("utf-8")
+            return content.removeprefix(codecs.BOM_UTF8)
+        return content.decode(known).encode("utf-8")
+    except (UnicodeError, ValueError) as error:
+        place = error.start if isinstance(error, UnicodeDecodeError) else 0
+        if encoding != "auto" or marked:
+            where = f" (byte {place})" if place else ""
+            raise UserError(f"{source} is not {known} text{where}: set data.csv.encoding, for example to latin-1") from None
+    from charset_normalizer import from_bytes
+
+    sample = content[max(0, place - SAMPLE // 2) : place + SAMPLE // 2]
+    best = from_bytes(sample, cp_isolation=_ENCODINGS).best()
+    try:
+        guessed = "cp1252" if best is None else best.encoding
+        text = content.decode(guessed)
+    except (UnicodeError, LookupError):
+        guessed, text = "latin-1", content.decode("latin-1")
+    cell = sample[max(0, min(place, SAMPLE // 2) - 10) :][:30].decode(guessed, "replace").split("\n")[0].strip()
+    note(f"{source}: not UTF-8 (byte {place}); read as {guessed}, such as {cell!r}; data.csv.encoding overrides it")
+    return text.encode("utf-8")
+
+
+def _table_start(source: str, content: bytes, before: int, note: Callable[[str], None]) -> tuple[int, str | None]:
+    """Return the byte at which the header begins, and the separator named by a line `sep=` before it."""
+    start, separator, comments = 0, None, 0
+    for _ in range(before):
+        start = content.find(b"\n", start) + 1
+        if not start:
+            raise UserError(f"{source}: data.csv.skip is {before}, but the file has fewer lines")
+    while True:
+        end = content.find(b"\n", start) + 1 or len(content)
+        line = content[start:end].strip()
+        if found := re.fullmatch(rb'"?sep=(.|\\t)"?', line, re.IGNORECASE):
+            separator = found[1].decode().replace("\\t", "\t")
+        elif line.startswith(b"#") and not re.match(rb"#\w*[,;\t|]", line):
+            comments += 1
+        elif line or end == len(content):
+            break
+        start = end
+    if comments:
+        note(f"{source}: {comments} comment lines before the header left out")
+    return start, separator
+
+
+def _without_last_lines(content: bytes, n: int) -> bytes:
+    content = content.rstrip(b"\r\n") if n else content
+    for _ in range(n):
+        content = content[: max(0, content.rfind(b"\n"))]
+    return content
+
+
+def _sniff(body: bytes, quote: str) -> str:
+    """Choose the separator that gives most lines the same number of cells, if possible the header's, and the most."""
+    sample = body[:SAMPLE]
+    text = (sample.rpartition(b"\n")[0] or sample).decode("utf-8", "ignore") if len(body) > SAMPLE else sample.decode("utf-8", "ignore")
+
+    def columns(delimiter: str) -> tuple[int, int]:
+        try:
+            widths = [len(row) for row in islice(_csv_reader(io.StringIO(text, newline=""), delimiter, quote), LINES) if row]
+        except csv.Error:
+            return 0, 0
+        width, times = Counter(widths).most_common(1)[0] if widths else (0, 0)
+        width = width if 2 * times >= len(widths) else 0
+        return (width if width == widths[0] > 1 else 0), width
+
+    return max(",;\t|", key=columns)
+
+
+def _csv_reader(lines: IO[str], delimiter: str, quote: str) -> Iterator[list[str]]:
+    if quote == "none":
+        return csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+    return csv.reader(lines, delimiter=delimiter, quotechar=quote)
+
+
+def _filled(table: pa.Table) -> int:
+    """Return the number of rows up to the last one that has a cell."""
+    n = table.num_rows
+    while n and all(not column[n - 1].is_valid for column in table.columns):
+        n -= 1
+    return n
+
+
+def _cells(n: int) -> str:
+    return "1 cell" if n == 1 else f"{n} cells"

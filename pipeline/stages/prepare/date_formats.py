@@ -1,0 +1,130 @@
+"""Find the format of dates and times from all cells of a column."""
+
+import re
+from collections.abc import Iterator
+from itertools import product
+
+import numpy as np
+import pandas as pd
+
+from pipeline.core.settings import EPOCHS, ISO, QUARTER
+from pipeline.tables import moments
+
+EXAMPLES = 200  # cells that must fit a format before all are parsed
+_MONTHS = "jan feb mar apr may jun jul aug sep oct nov dec".split()
+_ISO = r"\d{4}-\d{2}(-\d{2})?([T ]\d{2}:?\d{2}.*)?|\d{8}T\d{4,6}.*"
+_WEEKDAY = re.compile(r"^(mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|sat(?:ur)?|sun)(day)?\b", re.IGNORECASE)
+_CLOCK = re.compile(r"(\d{1,2})([:.h])(\d{2})(?:([:.])(\d{2})([.,]\d{1,6})?)?(\s?[ap]\.?m\.?\b)?", re.IGNORECASE)
+_OFFSET = re.compile(r"\s?[+-]\d{2}:?\d{2}$")
+_ZONE = re.compile(r" ([A-Za-z]+/[A-Za-z_/]+|[A-Z]{1,5})(?= \d{4}$|$)")
+
+
+def find(texts: pd.Index) -> list[str]:
+    """Return the formats that fit every distinct cell; several if nothing proves the order of day and month."""
+    texts = texts.str.strip()
+    first = texts[:EXAMPLES]
+    if first.str.fullmatch(_ISO).all() and _fits(texts, ISO):
+        return [ISO]
+    if _fits(first, QUARTER) and _fits(texts, QUARTER):
+        return [QUARTER]
+    for group in _candidates(min(first, key=len)), _candidates(max(first, key=len)):
+        for formats in group:
+            fitting = [name for name in formats if _fits(first, name) and _fits(texts, name)]
+            if fitting:
+                return fitting
+    return []
+
+
+def of_integers(values: np.ndarray, name: str) -> str | None:
+    """Return the format of whole numbers that are dates: 20180102, or seconds or milliseconds since 1970."""
+    smallest, largest = values.min(), values.max()
+    if smallest >= 1900_01_01 and largest <= 2100_12_31:
+        days = pd.to_datetime(pd.Series(pd.unique(values)).astype("int64").astype("str"), format="%Y%m%d", errors="coerce")
+        return None if days.isna().any() else "%Y%m%d"
+    named = re.search(r"time|date|epoch|unix|stamp|(^|_)(ts|at|when)$", name, re.IGNORECASE)
+    # Without a telling name, only the moments of a few decades, of which hardly any repeats, are taken for dates.
+    years = (1980, 2100) if named else (2000, 2040)
+    distinct = len(np.unique(values)) > 0.9 * len(values)
+    for epoch, unit in EPOCHS.items():
+        scale = {"s": 1, "ms": 1000}[unit]
+        low, high = (pd.Timestamp(year=year, month=1, day=1).timestamp() * scale for year in years)
+        if low <= smallest and largest < high and (named or distinct):
+            return epoch
+    return None
+
+
+def _fits(texts: pd.Index, name: str) -> bool:
+    try:
+        return not moments.parse(texts, name).isna().any()
+    except ValueError:  # a format in which two parts contradict each other
+        return False
+
+
+def _candidates(example: str) -> Iterator[list[str]]:
+    """Yield groups of formats with the shape of an example; a later group matters only if no earlier one fits."""
+    text, before = example, ""
+    if found := _WEEKDAY.match(text):
+        before = "%A" if found[2] else "%a"
+        text = text[found.end() :]
+    zone = ""
+    if found := _OFFSET.search(text) if ":" in text else None:
+        zone, text = (" %z" if found[0].startswith(" ") else "%z"), text[: found.start()]
+    elif (found := _ZONE.search(text)) and found[1] not in ("AM", "PM") and found.end() == len(text):
+        if moments.time_zone(found[1]) is not None:
+            zone, text = moments.ZONE, text[: found.start()]
+    clocks = [("", "", text)]
+    for found in _CLOCK.finditer(text):
+        if found[2] == "." and found.end() - found.start() < len(text) and ":" in text:
+            continue
+        clock = ("%I" if found[7] else "%H") + found[2] + "%M" + (f"{found[4]}%S" if found[4] else "")
+        clock += (f"{found[6][0]}%f" if found[6] else "") + (re.sub(r"[apAP]\.?[mM]\.?", "%p", found[7]) if found[7] else "")
+        clocks.append((text[: found.start()], clock, text[found.end() :]))
+        if found[2] == ":":
+            clocks = clocks[-1:]
+            break
+    first, rest = [], []
+    for head, clock, tail in clocks:
+        if clock and not head.strip() and not tail.strip():
+            first.append(before + head + clock + tail + zone)
+            continue
+        for sure, day in _days(head + "\0" * bool(clock) + tail):
+            (first if sure else rest).append(before + day.replace("\0", clock) + zone)
+    yield first
+    yield rest
+
+
+def _days(text: str) -> Iterator[tuple[bool, str]]:
+    """Yield formats of the date in a text, with whether the order of its parts is a usual one."""
+    tokens = re.findall(r"\d+|[A-Za-z]+|[^\dA-Za-z]+", text)
+    places = [k for k, token in enumerate(tokens) if token.isdigit() or token[:3].lower() in _MONTHS and token.isalpha()]
+    parts = [tokens[k] for k in places]
+    if any(token.isalpha() and k not in places and token not in ("T", "UTC", "GMT") for k, token in enumerate(tokens)):
+        return
+    for sure, order in _orders(parts, "." in tokens):
+        written = list(tokens)
+        for k, directive in zip(places, order, strict=True):
+            written[k] = directive
+        yield sure, "".join(written)
+
+
+def _orders(parts: list[str], dotted: bool) -> list[tuple[bool, tuple[str, ...]]]:
+    """List the directives for the parts of a date; with points, the day comes before the month."""
+    sizes = ["b" if part.isalpha() else "Y" if len(part) == 4 else "n" if len(part) <= 2 else "" for part in parts]
+    names = [("%b", "%B") if len(part) == 3 else ("%B",) for part in parts if part.isalpha()]
+    match "".join(sizes):
+        case "nnY":
+            usual, other = [("%d", "%m", "%Y")], [("%m", "%d", "%Y")]
+            return [(True, o) for o in usual] + [(not dotted, o) for o in other]
+        case "Ynn":
+            return [(True, ("%Y", "%m", "%d"))]
+        case "nnn":
+            return [(True, ("%d", "%m", "%y")), (not dotted, ("%m", "%d", "%y")), (False, ("%y", "%m", "%d"))]
+        case "nY":
+            return [(True, ("%m", "%Y"))]
+        case "Yn":
+            return [(True, ("%Y", "%m"))]
+        case "bnY" | "nbY" | "Ybn" | "bY" | "Yb" | "nbn" | "bnn" | "bn" as shape:
+            years = {"nbn": ("%d", "b", "%y"), "bnn": ("b", "%d", "%y"), "bn": ("b", "%y")}
+            plain = years.get(shape) or tuple({"b": "b", "n": "%d", "Y": "%Y"}[size] for size in shape)
+            return [(True, tuple(month if part == "b" else part for part in plain)) for month in names[0]]
+    return []

@@ -1,0 +1,162 @@
+"""How the cells of a column become values: a rule chosen from the training table, and kept with the model.
+
+The value of a cell depends on the cell and the rule alone, never on other cells of its file.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from pandas.api import types as dtypes
+from pydantic import Field
+
+from pipeline.core.settings import ISO, MomentFormat, Section, Words
+from pipeline.tables import moments
+from pipeline.tables.numbers import Numbers, parse
+from pipeline.tables.values import as_plain, canonical, canonical_value
+
+Type = Literal["number", "moment", "boolean", "text"]
+
+MAX_FOREIGN = 1000  # texts compared with the categories, to bound the time
+
+# Words of truth values; each pair is one way of writing them.
+PAIRS = (("true", "false"), ("yes", "no"), ("y", "n"), ("t", "f"), ("on", "off"), ("1", "0"))
+TRUTH = {word: value for pair in PAIRS for word, value in zip(pair, ("true", "false"), strict=True)}
+
+
+class Reading(Section):
+    """The rule of a column: what its cells hold, how that is written, and the words that mean missing.
+
+    `flags` are texts that a column of numbers keeps apart: a word, or `<` or `>` for a number that is only a bound.
+    A number with such a flag is the bound, and missing for a word.
+    """
+
+    type: Type = "text"
+    numbers: Numbers = Numbers()
+    format: MomentFormat = ISO
+    missing: Words = ()
+    flags: Annotated[tuple[str, ...], Field(max_length=10)] = ()
+    verbatim: bool = False  # text keeps the spaces around it
+
+    def rule(self) -> str:
+        """Say what a cell must be, for an error message."""
+        if self.type == "number":
+            written = self.numbers.shown()
+            return f"a number ({written})" if written else "a number"
+        return {"moment": f"a date or time as {self.format}", "boolean": "true or false", "text": "text"}[self.type]
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Values [n] of a column, float64, datetime64 in UTC or text; the cells that do not fit; the cells with a flag."""
+
+    values: pd.Series
+    wrong: np.ndarray
+    flags: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def read(values: pd.Series, reading: Reading) -> Cells:
+    """Read the cells of a column as text, or as the types of Parquet or JSON, by its rule."""
+    plain, _ = as_plain(values)
+    fits = np.zeros(len(plain), bool)
+    if reading.type == "number" and is_number(plain):
+        return Cells(plain.astype("float64"), fits, {flag: fits for flag in reading.flags})
+    if reading.type == "moment" and dtypes.is_datetime64_any_dtype(plain.dtype):
+        return Cells(pd.to_datetime(plain, utc=True).astype("datetime64[us, UTC]"), fits)
+    if reading.type == "text" and not is_text(plain):
+        return Cells(canonical(plain), fits)
+    codes, texts = distinct(plain, reading.numbers.decimal if reading.type == "number" else ".")
+    if not reading.verbatim:
+        texts = texts.str.strip()
+    absent = np.asarray(texts == "") | is_missing(texts, reading.missing)
+    flagged = {flag: np.zeros(len(texts), bool) for flag in reading.flags}
+    match reading.type:
+        case "number":
+            numbers, bound = parse(pa.array(texts), reading.numbers)
+            flagged = {flag: np.asarray(texts == flag) for flag in reading.flags}
+            flagged |= {flag: bound == side for flag, side in (("<", -1), (">", 1)) if flag in flagged}
+            # A bound is a number only in a column that had bounds in training.
+            unknown = np.isnan(numbers) | np.logical_or.reduce([(bound == -1) & ("<" not in flagged), (bound == 1) & (">" not in flagged)])
+            parsed = pd.Series(np.where(unknown | absent, np.nan, numbers))
+            wrong = unknown & ~np.logical_or.reduce([absent, *flagged.values()])
+        case "moment":
+            parsed = moments.parse(texts, reading.format)
+            wrong = parsed.isna().to_numpy() & ~absent
+        case "boolean":
+            parsed = pd.Series(texts).str.lower().map(TRUTH).astype("str")
+            wrong = parsed.isna().to_numpy() & ~absent
+        case "text":
+            parsed, wrong = pd.Series(texts).mask(absent), absent & False
+    if absent.any():
+        parsed = parsed.mask(absent)
+    missing = codes < 0
+    parsed = pd.concat([parsed, pd.Series([None], dtype=parsed.dtype)], ignore_index=True)  # the code -1
+    return Cells(
+        parsed.take(codes).set_axis(values.index),
+        np.append(wrong, False)[codes] & ~missing,
+        {flag: np.append(cells, False)[codes] for flag, cells in flagged.items()},
+    )
+
+
+def is_number(values: pd.Series) -> bool:
+    return dtypes.is_numeric_dtype(values.dtype) and not dtypes.is_bool_dtype(values.dtype)
+
+
+def is_text(values: pd.Series) -> bool:
+    return dtypes.is_string_dtype(values.dtype) or dtypes.is_object_dtype(values.dtype) or isinstance(values.dtype, pd.CategoricalDtype)
+
+
+def distinct(values: pd.Series, decimal: str = ".") -> tuple[np.ndarray, pd.Index]:
+    """Return the distinct texts of a column, and for each cell [n] the place of its text, -1 if missing.
+
+    Numbers among objects, such as those of JSON, become text with the given decimal mark.
+    """
+    if dtypes.is_object_dtype(values.dtype):
+        values = values.map(lambda value: _written(value, decimal), na_action="ignore").astype("str")
+    elif not is_text(values):
+        values = canonical(values)
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        used = np.bincount(values.cat.codes + 1, minlength=len(values.cat.categories) + 1)[1:] > 0
+        places = np.append(np.cumsum(used) - 1, -1)
+        return places[values.cat.codes], canonical(pd.Series(values.cat.categories[used])).pipe(pd.Index)
+    codes, texts = pd.factorize(values)
+    return codes, pd.Index(texts, dtype="str")
+
+
+def is_missing(texts: pd.Index, words: tuple[str, ...]) -> np.ndarray:
+    """Return which texts [n] are one of the words, in any case."""
+    return np.asarray(texts.str.lower().isin([word.lower() for word in words])) if words else np.zeros(len(texts), bool)
+
+
+def _written(value: object, decimal: str) -> str:
+    text = canonical_value(value)
+    return text.replace(".", decimal) if isinstance(value, float | np.floating) else text
+
+
+def known(texts: pd.Series, categories: Sequence[str], cells: pd.Series) -> pd.Series:
+    """Replace a text that is no category by the category that means the same, if there is exactly one.
+
+    That is another spelling of true or false, or, if the cells are numbers, the same number, such as 7 for "007".
+    """
+    foreign = pd.Index(texts.dropna().unique()).difference(pd.Index(categories), sort=False)
+    same = {}
+    for text in foreign[:MAX_FOREIGN]:
+        if text.lower() in ("true", "false"):
+            alike = [name for name in categories if name.lower() == text.lower()]
+        elif not is_text(cells) or dtypes.is_object_dtype(cells.dtype):
+            alike = [name for name in categories if _number(name) == _number(text) is not None]
+        else:
+            continue
+        if len(alike) == 1:
+            same[text] = alike[0]
+    return texts.replace(same) if same else texts
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
