@@ -68,6 +68,8 @@ def allowed(parameter: dict[str, Any]) -> str:
         case "integer" | "number" as kind:
             return f"{kind}{_bounds(parameter)}"
         case "array":
+            if "prefixItems" in parameter:
+                return f"[{', '.join(map(allowed, parameter['prefixItems']))}]"
             inner = allowed(parameter["items"])
             return f"list of {inner}" if inner else "list"
         case "object":

@@ -190,14 +190,12 @@ class Data(Section):
     target: str = Field(min_length=1, description="Column to predict")
     task: Task = Field(description="Kind of prediction")
     drop: tuple[str, ...] = Field((), description="Columns never used as features, such as ids and leaks")
-    kinds: dict[str, WantedKind] = Field({}, description="Corrections of inferred kinds: {column: <kind>}")
+    kinds: dict[str, WantedKind] = Field({}, description="Corrections of inferred kinds: {column: categorical}")
     formats: dict[str, MomentFormat] = Field({}, description='Formats of dates and times: {column: "%d/%m/%Y"}')
-    missing: Missing = Field(
-        MISSING, description="Words that mean missing in numbers, dates and truth values; {column: [words]}: in that column"
-    )
+    missing: Missing = Field(MISSING, description="Words that mean missing among numbers, dates, truth values; or {column: [words]}")
     split: Split = Field(Split(), description="Fractions; by: random (stratified) | time:<column> | group:<column>")
     transfer: Transfer | None = Field(None, description="Second domain: {column, values} | {source: <table>} | null")
-    csv: Csv = Field(Csv(), description='Format of CSV files; separator: auto | "," | ";" | "\\t" | "|"')
+    csv: Csv = Field(Csv(), description="Format of CSV files; auto: found in the file")
     scaling: Literal["standard", "quantile", "robust"] = Field("standard", description="Scaling of numbers")
     max_categories: int = Field(250, ge=1, le=30_000, description="Categories kept per column; the rest share one code")
     min_count: Count = Field(1, description="Rows a category needs to keep its own code")

@@ -62,13 +62,15 @@ def read(values: pd.Series, reading: Reading) -> Cells:
     """Read the cells of a column as text, or as the types of Parquet or JSON, by its rule."""
     plain, _ = as_plain(values)
     fits = np.zeros(len(plain), bool)
-    if reading.type == "number" and is_number(plain):
+    if reading.type == "number" and (is_number(plain) or dtypes.is_bool_dtype(plain.dtype)):
         return Cells(plain.astype("float64"), fits, {flag: fits for flag in reading.flags})
     if reading.type == "moment" and dtypes.is_datetime64_any_dtype(plain.dtype):
         return Cells(pd.to_datetime(plain, utc=True).astype("datetime64[us, UTC]"), fits)
     if reading.type == "text" and not is_text(plain):
         return Cells(canonical(plain), fits)
-    codes, texts = distinct(plain, reading.numbers.decimal if reading.type == "number" else ".")
+    if reading.type == "number" and dtypes.is_object_dtype(plain.dtype):
+        plain = plain.map(lambda value: _number_written(value, reading.numbers.decimal), na_action="ignore").astype("str")
+    codes, texts = distinct(plain)
     if not reading.verbatim:
         texts = texts.str.strip()
     absent = np.asarray(texts == "") | is_missing(texts, reading.missing)
@@ -109,14 +111,9 @@ def is_text(values: pd.Series) -> bool:
     return dtypes.is_string_dtype(values.dtype) or dtypes.is_object_dtype(values.dtype) or isinstance(values.dtype, pd.CategoricalDtype)
 
 
-def distinct(values: pd.Series, decimal: str = ".") -> tuple[np.ndarray, pd.Index]:
-    """Return the distinct texts of a column, and for each cell [n] the place of its text, -1 if missing.
-
-    Numbers among objects, such as those of JSON, become text with the given decimal mark.
-    """
-    if dtypes.is_object_dtype(values.dtype):
-        values = values.map(lambda value: _written(value, decimal), na_action="ignore").astype("str")
-    elif not is_text(values):
+def distinct(values: pd.Series) -> tuple[np.ndarray, pd.Index]:
+    """Return the distinct texts of a column, and for each cell [n] the place of its text, -1 if missing."""
+    if dtypes.is_object_dtype(values.dtype) or not is_text(values):
         values = canonical(values)
     if isinstance(values.dtype, pd.CategoricalDtype):
         used = np.bincount(values.cat.codes + 1, minlength=len(values.cat.categories) + 1)[1:] > 0
@@ -131,9 +128,12 @@ def is_missing(texts: pd.Index, words: tuple[str, ...]) -> np.ndarray:
     return np.asarray(texts.str.lower().isin([word.lower() for word in words])) if words else np.zeros(len(texts), bool)
 
 
-def _written(value: object, decimal: str) -> str:
+def _number_written(value: object, decimal: str) -> str:
+    """Write a number of JSON with the decimal mark of its column; text stays as it is."""
+    if isinstance(value, bool | np.bool_):
+        return "1" if value else "0"
     text = canonical_value(value)
-    return text.replace(".", decimal) if isinstance(value, float | np.floating) else text
+    return text if isinstance(value, str) else text.replace(".", decimal)
 
 
 def known(texts: pd.Series, categories: Sequence[str], cells: pd.Series) -> pd.Series:

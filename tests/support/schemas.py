@@ -7,22 +7,31 @@ import pandas as pd
 
 from pipeline.core.settings import Data
 from pipeline.stages.prepare import inference
+from pipeline.tables.reading import Reading
 from pipeline.tables.schema import Column, Schema, Target
 
 N = 100
 DAYS = pd.date_range("2019-12-20", periods=N)
 MISSING_ONE = np.arange(N) != 3
-TARGET = Target(name="y", task="binary", classes=(0, 1))
+NUMBER, MOMENT = Reading(type="number"), Reading(type="moment")
+TARGET = Target(name="y", task="binary", reading=NUMBER, classes=(0, 1))
 
 
 def learn(table: pd.DataFrame, train: np.ndarray | None = None, **data) -> Schema:
     settings = Data(source="s", target="y", task="binary", **data)
     rows = np.arange(len(table)) if train is None else train
-    return Schema(columns=inference.learn_columns(table, rows, settings), target=TARGET)
+    found = inference.infer(table, settings)
+    return Schema(columns=inference.learn_columns(table, found, rows, settings), target=TARGET)
 
 
 def learn_one(values, **data) -> Column:
     return learn(pd.DataFrame({"x": values}), **data).columns[0]
+
+
+def learn_target(values: pd.Series, task: str, **data) -> Target:
+    """Learn a target from the values that are not missing."""
+    found = inference.infer(values.to_frame(), Data(source="s", target=str(values.name), task=task, **data))
+    return inference.learn_target(values.dropna(), found[str(values.name)], task)
 
 
 def objects(*values) -> pd.Series:
@@ -35,7 +44,6 @@ NUMERIC = {
     "float of two values": np.repeat([0.5, 1.5], N // 2),
     "int": np.arange(N),
     "int of eleven values": np.arange(N) % 11,
-    "uint64": np.arange(N, dtype=np.uint64) + 2**63,
     "Int64 with missing": pd.Series([*range(N - 1), None], dtype="Int64"),
     "Float64 with missing": pd.Series([*np.linspace(0, 1, N - 1), None], dtype="Float64"),
     "Decimal": pd.Series([decimal.Decimal(i) / 4 for i in range(N)], dtype=object),
@@ -74,6 +82,7 @@ DROP = {
     "all NaT": pd.Series([pd.NaT] * N),
     "empty category": pd.Categorical([None] * N, categories=[]),
     "ids": [f"id-{i}" for i in range(N)],
+    "numbers of 19 digits": np.arange(N, dtype=np.uint64) + 2**63,
     "lists": objects([1, 2], [3]),
     "dicts": objects({"a": 1}, {}),
     "bytes": objects(b"a", b"b"),

@@ -8,11 +8,12 @@ from pipeline.core import files
 from pipeline.core.errors import UserError
 from pipeline.tables import prepared
 from pipeline.tables.schema import Column, Schema, Target
+from tests.support.schemas import NUMBER
 from pipeline.tables.tensors import TabularData
 
 
 def with_schema(folder, d_num, d_cat, task):
-    numbers = [Column(name=f"n{k}", kind="numeric", reason="") for k in range(d_num)]
+    numbers = [Column(name=f"n{k}", kind="numeric", reason="", reading=NUMBER) for k in range(d_num)]
     texts = [Column(name=f"c{k}", kind="categorical", reason="", categories=tuple("abcdefgh")) for k in range(d_cat)]
     target = Target(name="y", task=task, classes=("u", "v", "w") if task == "multiclass" else ())
     files.write_json(folder / "schema.json", Schema(columns=(*numbers, *texts), target=target).model_dump(mode="json"))

@@ -15,8 +15,8 @@ from sklearn.preprocessing import QuantileTransformer, RobustScaler, StandardSca
 from pipeline.tables import preprocessing
 from pipeline.tables.preprocessing import FIRST, LIMIT, MISSING, UNSEEN
 from pipeline.tables.schema import Column, Schema, Target
+from tests.support.schemas import MOMENT, NUMBER, TARGET
 
-TARGET = Target(name="y", task="binary", classes=(0, 1))
 SCALINGS = ["standard", "robust", "quantile"]
 
 
@@ -25,11 +25,11 @@ def schema_of(*columns: Column) -> Schema:
 
 
 def numeric(name: str, missing: int = 0) -> Column:
-    return Column(name=name, kind="numeric", reason="numbers", missing=missing)
+    return Column(name=name, kind="numeric", reason="numbers", reading=NUMBER, missing=missing)
 
 
 def moment(name: str, *parts, missing: int = 0) -> Column:
-    return Column(name=name, kind="datetime", reason="dates", parts=parts, missing=missing)
+    return Column(name=name, kind="datetime", reason="dates", reading=MOMENT, parts=parts, missing=missing)
 
 
 def category(name: str, *categories: str) -> Column:

@@ -54,7 +54,6 @@ def test_missing_column_is_named_with_the_nearest(known):
     ("column", "value", "rule"),
     [
         ("length", "long", "a number"),
-        ("length", "", "a number"),
         ("length", np.inf, "finite"),
         ("length", -np.inf, "finite"),
         ("length", "inf", "finite"),

@@ -35,7 +35,7 @@ def test_canonical_text_does_not_depend_on_the_type(values):
 @pytest.mark.parametrize(
     ("values", "texts"),
     [
-        ([True, False], ["True", "False"]),
+        ([True, False], ["true", "false"]),
         ([0.1, 2.5], ["0.1", "2.5"]),
         ([-0.0, 0.0], ["0", "0"]),
         (pd.Categorical([1, "1"]), ["1", "1"]),

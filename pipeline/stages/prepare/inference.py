@@ -195,6 +195,8 @@ def _of_text(name: str, values: pd.Series, texts: Texts, choice: Choice | None, 
         return Found("categorical", "true or false", Reading(type="boolean", missing=missing), words)
     if choice is not None and texts.written is not None:
         if reason := _codes(name, texts.present):
+            if _is_id(len(texts.all), int(texts.counts.sum())):
+                return Found("drop", f"{reason}, with a value of its own in almost every row: an id")
             return _words(texts, data, name, reason)
         if choice.other is not None:
             raise UserError(_two_numbers(name, choice, texts))
@@ -209,9 +211,13 @@ def _of_text(name: str, values: pd.Series, texts: Texts, choice: Choice | None, 
         what = "dates" if moments.holds(moment)[0] else "times"
         return Found("datetime", f"{what} as {moment}", Reading(type="moment", format=moment, missing=missing), words)
     n_values, n = len(texts.all), int(texts.counts.sum())
-    if n_values > 50 and n_values > 0.9 * n:
+    if _is_id(n_values, n):
         return Found("drop", f"text with {n_values} different values in {n} rows: an id or free text", note=_almost(texts))
     return _words(texts, data, name)
+
+
+def _is_id(n_values: int, n: int) -> bool:
+    return n_values > 50 and n_values > 0.9 * n
 
 
 def _words(texts: Texts, data: Data, name: str, reason: str | None = None) -> Found:
@@ -306,10 +312,12 @@ def _of_type(name: str, values: pd.Series) -> Found:
     cells = values.astype("float64")
     whole = _whole(values)
     if whole is not None and len(whole):
-        if np.abs(whole).max() >= LARGEST_EXACT:
-            return Found("categorical", "codes of 16 digits and more")
-        if _CODE.search(name):
-            return Found("categorical", "codes by their name")
+        long = np.abs(whole).max() >= LARGEST_EXACT
+        if long or _CODE.search(name):
+            reason = "codes of 16 digits and more" if long else "codes by their name"
+            if _is_id(values.nunique(), len(whole)):
+                return Found("drop", f"{reason}, with a value of its own in almost every row: an id")
+            return Found("categorical", reason)
     return _of_numbers(name, cells, whole, Reading(type="number"))
 
 

@@ -10,7 +10,7 @@ from pipeline.core.settings import Data, Split
 from pipeline.stages.prepare import inference
 from pipeline.tables import validation
 from tests.support.refusals import refusal
-from tests.support.schemas import CATEGORICAL, DAYS, DROP, MISSING_ONE, NUMERIC, N, learn, learn_one, objects
+from tests.support.schemas import CATEGORICAL, DAYS, DROP, MISSING_ONE, NUMERIC, N, learn, learn_one, learn_target, objects
 
 # ------------------------------------------------------------------------------------------------------------ kinds
 
@@ -32,7 +32,7 @@ def test_kind_is_inferred(kind, values):
     known = checked.dropna()
     if kind == "numeric":
         assert checked.dtype == np.float64
-        assert len(known) == N - pd.Series(values).isna().sum() - len(column.missing_texts)
+        assert len(known) == N - pd.Series(values).isna().sum() - sum(column.words.values())
     else:
         assert column.missing == pd.Series(values).isna().sum() == checked.isna().sum()
         assert column.categories == tuple(sorted(set(known), key=lambda v: (-(known == v).sum(), v)))
@@ -61,7 +61,7 @@ def test_dates_and_times_in_text_are_read(shown, date_format, parts, missing):
     moments = pd.date_range("2020-02-10 05:06:07", periods=N, freq="25h1min3s")
     values = pd.Series(moments.strftime(shown)).where(~np.full(N, missing) | MISSING_ONE)
     column = learn_one(values)
-    assert (column.kind, column.format, column.parts, column.missing) == ("datetime", date_format, parts, int(missing))
+    assert (column.kind, column.reading.format, column.parts, column.missing) == ("datetime", date_format, parts, int(missing))
     table = pd.DataFrame({"x": values})
     checked = validation.check(table, learn(table), "t")["x"]
     expected = pd.Series([
@@ -90,9 +90,9 @@ def test_date_types_of_parquet_are_dates(values, parts):
 
 
 def test_words_among_numbers_are_missing_values():
-    table = pd.DataFrame({"x": ["unknown", *map(str, range(N - 2)), "n/a?"]})
+    table = pd.DataFrame({"x": ["unknown", *map(str, range(N - 2)), "N/A"]})
     learned = learn(table)
-    assert learned.columns[0].missing_texts == ("n/a?", "unknown")
+    assert learned.columns[0].words == {"unknown": 1, "N/A": 1}
     assert learned.columns[0].missing == 2
     checked = validation.check(table, learned, "t")["x"]
     np.testing.assert_array_equal(checked, [np.nan, *range(N - 2), np.nan])
@@ -143,18 +143,6 @@ def test_dropped_columns_and_the_split_group_are_not_features():
     assert [c.name for c in learned.features] == ["c"]
 
 
-# ------------------------------------------------------------------------------------------------------------ check
-
-
-@pytest.fixture
-def known():
-    table = pd.DataFrame({
-        "length": np.linspace(0, 1, N), "colour": objects(*"rgb"), "day": DAYS.strftime("%d.%m.%Y"),
-        "when": DAYS, "id": [f"id-{i}" for i in range(N)],
-    })  # fmt: skip
-    return table, learn(table)
-
-
 # ----------------------------------------------------------------------------------------------------------- target
 
 
@@ -181,7 +169,7 @@ def known():
     ],
 )
 def test_target_that_does_not_fit_the_task_is_refused(values, task, said):
-    message = refusal(inference.learn_target, pd.Series(values, name="y").dropna(), task)
+    message = refusal(learn_target, pd.Series(values, name="y"), task)
     assert said in message
     assert "'y'" in message
 

@@ -7,8 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.errors import UserError
-from pipeline.core.settings import Split
+from pipeline.core.settings import Data, Split
+from pipeline.stages.prepare import inference
 from pipeline.stages.prepare.splits import split_rows
+from pipeline.tables import reading
 from pipeline.tables.prepared import SPLITS
 from tests.support.refusals import refusal
 
@@ -18,7 +20,10 @@ def table(n: int, **columns) -> pd.DataFrame:
 
 
 def split(frame: pd.DataFrame, codes=None, seed: int = 0, **options) -> dict[str, np.ndarray]:
-    return split_rows(frame, codes, Split(**options), seed)
+    by = Split(**options).by.partition(":")[2]
+    found = inference.infer(frame, Data(source="s", target="y", task="regression", split=Split(**options)))
+    column = reading.read(frame[by], found[by].reading).values if by else None
+    return split_rows(len(frame), column, codes, Split(**options), seed)
 
 
 def complete(splits: dict[str, np.ndarray], n: int) -> None:
@@ -79,9 +84,8 @@ def test_splits_are_disjoint_complete_and_not_empty(codes, cut, how, seed):
     val = (1 - train) * cut[1]
     codes = np.array(codes)
     frame = table(len(codes), when=codes[::-1], who=codes * 7 % 5)
-    options = Split(train=train, val=val, test=1 - train - val, by=how)
     try:
-        splits = split_rows(frame, codes, options, seed)
+        splits = split(frame, codes, seed, train=train, val=val, test=1 - train - val, by=how)
     except UserError as error:
         refused = str(error)
         assert refused.startswith("data.split")
@@ -127,7 +131,7 @@ def test_the_past_trains_and_the_future_tests(values):
 def test_one_moment_is_never_in_two_splits(when):
     frame = table(len(when), when=when)
     try:
-        splits = split_rows(frame, None, Split(train=0.5, val=0.25, test=0.25, by="time:when"), 0)
+        splits = split(frame, train=0.5, val=0.25, test=0.25, by="time:when")
     except UserError:
         assert max(np.bincount(when)) >= len(when) / 8  # only moments that share many rows can empty a split
         return
