@@ -89,7 +89,7 @@ MetricName = Literal[
 ]  # fmt: skip
 
 MISSING = (
-    "NA", "N/A", "NaN", "null", "none", "nil", "missing", "unknown", "not available", "undefined", "n.a.", "n.d.",
+    "NA", "N/A", "NaN", "null", "none", "nil", "missing", "unknown", "n.a.", "n.d.",
     "?", "-", "--", ".", "..", ":", "*", "#N/A", "#NULL!", "#VALUE!", "#REF!", "#DIV/0!", "\\N", "0000-00-00",
 )  # fmt: skip
 

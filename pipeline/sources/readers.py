@@ -46,7 +46,7 @@ def read_file(source: str, options: Csv) -> pd.DataFrame:
     shown = without_secret(source)
     name, content = _unpacked(shown, content)
     if Path(name).suffix in (".xlsx", ".xls", ".ods"):
-        raise UserError(f"{shown} is a workbook: save the sheet with the table as CSV")
+        raise UserError(f"{shown} is a workbook: save the sheet with the table as .csv or .parquet")
     if Path(name).suffix not in _SUFFIXES:
         raise UserError(f"{shown} must end in {', '.join(_SUFFIXES)}, also with .gz, .bz2, .xz or .zip")
     if name.endswith(".parquet"):

@@ -88,6 +88,8 @@ class Layout:
         header = self._header(body)
         names = [name.strip() or f"Unnamed: {place}" for place, name in enumerate(header)]
         check_names(self.source, names)
+        if not body.strip().count(b"\n"):
+            return pd.DataFrame(columns=names, dtype="str")
         ragged: list[int] = []
         width = len(names)
         quoted = self.quote != "none" and self.quote.encode() in body
@@ -173,11 +175,14 @@ def _as_utf8(source: str, content: bytes, encoding: str, note: Callable[[str], N
     from charset_normalizer import from_bytes
 
     sample = content[max(0, place - SAMPLE // 2) : place + SAMPLE // 2]
-    best = from_bytes(sample, cp_isolation=_ENCODINGS).best()
+    matches = from_bytes(sample, cp_isolation=_ENCODINGS) or from_bytes(sample)
+    equal = [match for match in matches if (match.chaos, match.coherence) == (matches[0].chaos, matches[0].coherence)]
+    # Of the encodings that fit equally well, the one of Western Europe is by far the most common.
+    western = not equal or any("cp1252" in match.could_be_from_charset for match in equal)
     try:
-        guessed = "cp1252" if best is None else best.encoding
+        guessed = "cp1252" if western else equal[0].encoding
         text = content.decode(guessed)
-    except (UnicodeError, LookupError):
+    except UnicodeError:
         guessed, text = "latin-1", content.decode("latin-1")
     cell = sample[max(0, min(place, SAMPLE // 2) - 10) :][:30].decode(guessed, "replace").split("\n")[0].strip()
     note(f"{source}: not UTF-8 (byte {place}); read as {guessed}, such as {cell!r}; data.csv.encoding overrides it")

@@ -34,15 +34,18 @@ def load_raw(domain: str = "source") -> pd.DataFrame:
     path = RAW_TRANSFER if domain == "transfer" and RAW_TRANSFER.exists() else RAW_TABLE
     if not path.exists():
         raise UserError(f"{path} is missing: run dvc repro fetch")
-    return read_parquet(str(path), path.read_bytes())
+    return read_parquet(str(path), path.read_bytes(), text_as_categories=True)
 
 
 def unpacked_limit(size: int) -> int:
     return FREE_BYTES + EXPANSION * size
 
 
-def read_parquet(source: str, content: bytes) -> pd.DataFrame:
-    """Parse the content of a Parquet file; raises `UserError` naming `source` if it is damaged or unpacks to too much."""
+def read_parquet(source: str, content: bytes, *, text_as_categories: bool = False) -> pd.DataFrame:
+    """Parse the content of a Parquet file; raises `UserError` naming `source` if it is damaged or unpacks to too much.
+
+    With `text_as_categories`, a text that repeats is held, and read by its rule, once.
+    """
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -50,8 +53,8 @@ def read_parquet(source: str, content: bytes) -> pd.DataFrame:
         metadata = parquet.read_metadata(io.BytesIO(content))
         # Checked before reading: a constant column takes no space in the file, however many rows it has.
         fits = 8 * metadata.num_rows * metadata.num_columns <= unpacked_limit(len(content))
-        # Text as categories: a text that repeats is held, and read by its rule, once.
-        text = [field.name for field in parquet.read_schema(io.BytesIO(content)) if _is_text(field.type)] if fits else []
+        fields = parquet.read_schema(io.BytesIO(content)) if fits and text_as_categories else []
+        text = [field.name for field in fields if _is_text(field.type)]
         table = parquet.read_table(io.BytesIO(content), read_dictionary=text).to_pandas() if fits else None
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]

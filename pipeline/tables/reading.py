@@ -97,7 +97,7 @@ def read(values: pd.Series, reading: Reading) -> Cells:
     missing = codes < 0
     parsed = pd.concat([parsed, pd.Series([None], dtype=parsed.dtype)], ignore_index=True)  # the code -1
     return Cells(
-        parsed.take(codes).set_axis(values.index),
+        parsed.take(codes).set_axis(values.index).rename(values.name),
         np.append(wrong, False)[codes] & ~missing,
         {flag: np.append(cells, False)[codes] for flag, cells in flagged.items()},
     )

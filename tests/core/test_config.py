@@ -135,7 +135,7 @@ def test_config_cannot_be_changed(params):
         ("activation: relu ", "activation: rely ", ["model.activation must", "relu", "'rely'"]),
         ("hidden: [128, 64]", "hidden: [128, 0]", ["model.hidden.1 must", "got 0"]),
         ("by: random}", "by: radnom}", ["data.split.by must be random, time:<column> or group:<column>", "'radnom'"]),
-        ("encoding: utf-8", "encoding: utf-99", ["data.csv", "encoding", "'utf-99'"]),
+        ("encoding: auto", "encoding: utf-99", ["data.csv", "encoding", "'utf-99'"]),
         ("train: 0.8", "train: 0.7", ["data.split", "train + val + test must be 1", "0.9"]),
         ("freeze: 0 ", "freeze: -1 ", ["finetune.freeze must", "0", "-1"]),
         ("{low: 0.0, high: 0.2}", "{low: 0.99, high: 0.85}", ["search.space.model.dropout", "low must be less"]),
@@ -276,7 +276,7 @@ def test_transfer_that_is_neither_or_both_is_refused(params, source):
     ("old", "new", "said"),
     [
         ("seed: 42", "seed: 42\nseed: 43", "line 4: duplicate key seed"),
-        ("  lr: preset", "  lr: 0.05\n  lr: 0.06", "line 37: duplicate key lr"),
+        ("  lr: preset", "  lr: 0.05\n  lr: 0.06", "line 39: duplicate key lr"),
         ("seed: 42", "seed: [42", "line 4: not YAML"),
         ("seed: 42", "\tseed: 42", "line 3: not YAML"),
         ("seed: 42", "seed: !point 3", "line 3: not YAML"),

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from pipeline.sources import readers
-from tests.support.sources import TABLE, read, refusal, same, text
+from tests.support.sources import CELLS, TABLE, read, refusal, same, text
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def zipped(*names: str, content: bytes = b"a,b\n1,2\n") -> bytes:
 @pytest.mark.parametrize("start", ["", "\ufeff"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_each_delimiter_is_found_with_and_without_a_byte_order_mark(source, separator, start, end):
-    same(read(source("t.csv", start + text(separator).replace("\n", end))))
+    same(read(source("t.csv", start + text(separator).replace("\n", end))), CELLS)
 
 
 @pytest.mark.parametrize(
@@ -69,21 +69,30 @@ def test_tsv_is_split_only_at_tabs(source):
     assert table["a"].tolist() == ["1,2", "4,5"]
 
 
-def test_named_separator_and_decimal_comma_are_used(source):
+def test_a_named_separator_is_used(source):
     name = source("t.csv", "a;b\n1,5;x|y\n-2,25;z\n")
-    pd.testing.assert_frame_equal(
-        read(name, separator=";", decimal=","), pd.DataFrame({"a": [1.5, -2.25], "b": ["x|y", "z"]})
-    )
-    assert read(name, decimal=",")["a"].tolist() == [1.5, -2.25]
+    same(read(name, separator=";"), pd.DataFrame({"a": ["1,5", "-2,25"], "b": ["x|y", "z"]}, dtype="str"))
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "cp1252"])
 def test_other_encodings_are_read_when_named_and_refused_when_not(source, encoding):
     name = source("t.csv", text().encode(encoding))
-    same(read(name, encoding=encoding))
-    message = refusal(name)
-    assert "not utf-8 text" in message
-    assert "data.csv.encoding" in message
+    same(read(name, encoding=encoding), CELLS)
+    if encoding != "utf-16":  # whose byte order mark names it
+        message = refusal(name, encoding="utf-8")
+        assert "not utf-8 text" in message
+        assert "data.csv.encoding" in message
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("latin-1", "Köln"), ("cp1252", "“naïve” café – €5"), ("cp1251", "Санкт-Петербург"), ("utf-16", "Köln")]
+)
+def test_an_encoding_other_than_utf_8_is_found_and_said(source, encoding, shown, capsys):
+    rows = "".join(f"{n},{shown} und größer\n" if encoding == "latin-1" else f"{n},{shown}\n" for n in range(50))
+    name = source("t.csv", ("n,place\n" + rows).encode(encoding))
+    assert shown in read(name)["place"].iloc[7]
+    if encoding != "utf-16":
+        assert "read as" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -99,7 +108,7 @@ def test_other_encodings_are_read_when_named_and_refused_when_not(source, encodi
 )
 def test_ragged_row_is_refused_with_its_line(source, content, line, cells):
     message = refusal(source("t.csv", content))
-    assert f"line {line}: {cells} cells" in message
+    assert f"line {line}: {cells} cell" in message
 
 
 @pytest.mark.parametrize(
@@ -139,7 +148,7 @@ def test_file_of_another_kind_is_refused_by_its_suffix(source, name):
     ],
 )
 def test_packed_text_is_unpacked(source, suffix, pack):
-    same(read(source(f"t.csv{suffix}", pack(text().encode()))))
+    same(read(source(f"t.csv{suffix}", pack(text().encode()))), CELLS)
 
 
 def test_zip_may_hold_parquet_and_other_files(source):
@@ -211,7 +220,7 @@ def test_numeric_parquet_column_names_become_text(source, tmp_path):
 def test_a_path_takes_precedence_over_the_source_folder(source, tmp_path):
     name = source("t.csv", "a,b\n1,2\n")
     (tmp_path / "t.csv").write_text(text(), encoding="utf-8")
-    same(read(name))
+    same(read(name), CELLS)
     assert read(str(tmp_path / readers.SOURCE_FOLDER / name)).shape == (1, 2)
 
 
@@ -229,10 +238,10 @@ def test_missing_file_is_refused_with_the_nearest_name(source):
 def test_table_at_an_address_is_read(server, tmp_path):
     host, answers = server
     answers["/t.csv"], answers["/t.csv.gz"] = text().encode(), gzip.compress(text().encode())
-    same(read(f"http://{host}/t.csv"))
-    same(read(f"http://{host}/t.csv.gz?token=1"))
+    same(read(f"http://{host}/t.csv"), CELLS)
+    same(read(f"http://{host}/t.csv.gz?token=1"), CELLS)
     (tmp_path / "t.csv").write_text(text(), encoding="utf-8")
-    same(read((tmp_path / "t.csv").as_uri()))
+    same(read((tmp_path / "t.csv").as_uri()), CELLS)
     assert "does not exist" in refusal((tmp_path / "u.csv").as_uri())
 
 

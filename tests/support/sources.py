@@ -24,5 +24,9 @@ def refusal(name: str, **options: Any) -> str:
     return refusals.refusal(read, name, **options)
 
 
-def same(table: pd.DataFrame) -> None:
-    pd.testing.assert_frame_equal(table, TABLE)
+# The cells of TABLE as they stand in a text file.
+CELLS = pd.DataFrame({"id": ["1", "2", "3"], "word": ["x", "é y", "z"], "size": ["1.5", None, "-2.25"]}, dtype="str")
+
+
+def same(table: pd.DataFrame, expected: pd.DataFrame = TABLE) -> None:
+    pd.testing.assert_frame_equal(table, expected)

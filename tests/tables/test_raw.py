@@ -20,8 +20,9 @@ def test_raw_table_reads_back_and_a_transfer_table_is_optional(tmp_path, monkeyp
     with pytest.raises(UserError, match="dvc repro"):
         raw.load_raw()
     raw.save_raw(TABLE, raw.RAW_TABLE)
-    same(raw.load_raw())
-    same(raw.load_raw("transfer"))
+    assert isinstance(raw.load_raw()["word"].dtype, pd.CategoricalDtype)
+    same(raw.load_raw().astype({"word": "str"}))
+    same(raw.load_raw("transfer").astype({"word": "str"}))
     raw.save_raw(TABLE.head(1), raw.RAW_TRANSFER)
     assert len(raw.load_raw("transfer")) == 1
-    same(raw.load_raw("source"))
+    same(raw.load_raw("source").astype({"word": "str"}))

@@ -224,7 +224,7 @@ def _words(texts: Texts, data: Data, name: str, reason: str | None = None) -> Fo
     """Return a column of words, in which only an empty cell is missing unless data.missing names the column."""
     named = data.missing[name] if isinstance(data.missing, dict) and name in data.missing else ()
     rule = Reading(missing=named)
-    found = reason or f"text with {len(texts.all)} values"
+    found = reason or "text"
     if texts.n_padded:
         found += f"; spaces around the text of {texts.n_padded} cells removed"
     return Found("categorical", found, rule, texts.words if named else {}, "" if named else _doubtful(name, texts))
@@ -377,8 +377,9 @@ def _target(values: pd.Series, nested: str | None, texts: Texts | None, choice: 
     if texts is None:
         if dtypes.is_bool_dtype(values.dtype):
             return Found("categorical", "true or false", Reading(type="boolean"))
-        exact = reading.is_number(values) and not (np.abs(values.dropna().to_numpy(np.float64)) >= LARGEST_EXACT).any()
-        return Found("categorical", "classes", Reading(type="number" if exact else "text"))
+        whole = _whole(values) if reading.is_number(values) else None
+        long = whole is not None and len(whole) and np.abs(whole).max() >= LARGEST_EXACT
+        return Found("categorical", "classes", Reading(type="number" if reading.is_number(values) and not long else "text"))
     texts = Texts(values, named)
     words, notes = texts.words, [] if named else [_doubtful(name, texts)]
     if texts.n_padded:
@@ -487,12 +488,13 @@ def _learn_column(whole: pd.Series, found: Found, train: np.ndarray, data: Data)
             return column("drop", "missing in every training row", missing=missing)
         if present.nunique() == 1 and not missing and not cells.flags:
             return column("drop", f"constant in the training rows: {canonical_value(present.iloc[0])[:40]}", missing=missing)
-    rest: dict[str, Any] = {"missing": missing, "examples": _examples(whole, cells.values, found)}
+    rest: dict[str, Any] = {"missing": missing, "examples": _examples(whole.iloc[train], values, found)}
     if found.kind == "categorical":
         rest["categories"] = _categories(values, data)
     if found.kind == "datetime":
         has_date, has_time = moments.holds(found.reading.format)
-        moment = cells.values.dropna()
+        plain, _ = as_plain(whole)
+        moment = (plain if dtypes.is_datetime64_any_dtype(plain.dtype) else cells.values).dropna()
         midnight = not has_time or bool((moment.dt.normalize() == moment).all())
         rest["parts"] = ("date",) * has_date + ("time",) * (not midnight or not has_date)
     return column(found.kind, found.reason, **rest)
