@@ -192,7 +192,9 @@ class Data(Section):
     drop: tuple[str, ...] = Field((), description="Columns never used as features, such as ids and leaks")
     kinds: dict[str, WantedKind] = Field({}, description="Corrections of inferred kinds: {column: categorical}")
     formats: dict[str, MomentFormat] = Field({}, description='Formats of dates and times: {column: "%d/%m/%Y"}')
-    missing: Missing = Field(MISSING, description="Words that mean missing among numbers, dates, truth values; or {column: [words]}")
+    missing: Missing = Field(
+        MISSING, description="Words that mean missing among numbers, dates, truth values; or {column: [words]}"
+    )
     split: Split = Field(Split(), description="Fractions; by: random (stratified) | time:<column> | group:<column>")
     transfer: Transfer | None = Field(None, description="Second domain: {column, values} | {source: <table>} | null")
     csv: Csv = Field(Csv(), description="Format of CSV files; auto: found in the file")

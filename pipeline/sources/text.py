@@ -39,7 +39,9 @@ _OTHER_FILES = {
 }
 
 
-def read(source: str, content: bytes, options: Csv, *, tabs: bool = False, note: Callable[[str], None] = print) -> pd.DataFrame:
+def read(
+    source: str, content: bytes, options: Csv, *, tabs: bool = False, note: Callable[[str], None] = print
+) -> pd.DataFrame:
     """Parse the bytes of a text file; raises `UserError` naming `source` and the line that does not fit.
 
     What was guessed or left out is told to `note`. `tabs` names the separator of a .tsv file.
@@ -61,7 +63,12 @@ def read(source: str, content: bytes, options: Csv, *, tabs: bool = False, note:
     start, named = _table_start(source, content, before, note)
     body = _without_last_lines(content, after)[start:]
     delimiter = "\t" if tabs else named or _sniff(body, options.quote)
-    layout = Layout(source, delimiter if options.separator == "auto" else options.separator, options.quote, content.count(b"\n", 0, start))
+    layout = Layout(
+        source,
+        delimiter if options.separator == "auto" else options.separator,
+        options.quote,
+        content.count(b"\n", 0, start),
+    )
     return layout.parse(body, note)
 
 
@@ -125,7 +132,9 @@ class Layout:
         first, _, header = next(self.rows(body), (0, 0, []))
         if not header:
             raise UserError(f"{self.source} is empty")
-        sample = list(islice(self.rows(body[:SAMPLE].rpartition(b"\n")[0] or body[:SAMPLE]), LINES)) or [(first, first, header)]
+        sample = list(islice(self.rows(body[:SAMPLE].rpartition(b"\n")[0] or body[:SAMPLE]), LINES)) or [
+            (first, first, header)
+        ]
         widths = Counter(len(row) for _, _, row in sample)
         width, times = widths.most_common(1)[0]
         if width > len(header) and 2 * times > len(sample):
@@ -153,7 +162,9 @@ class Layout:
             if len(row) != width:
                 hint = ""
                 if n_lines - first < FOOTER:
-                    hint = f"; if the table ends before it, set data.csv.skip to [{self.skipped}, {n_lines - first + 1}]"
+                    hint = (
+                        f"; if the table ends before it, set data.csv.skip to [{self.skipped}, {n_lines - first + 1}]"
+                    )
                 if row[0].startswith("#"):
                     hint = "; lines that begin with # are comments only before the header: remove it"
                 raise UserError(f"{self.source}, line {last}: {_cells(len(row))}, but the header has {width}{hint}")
@@ -171,7 +182,9 @@ def _as_utf8(source: str, content: bytes, encoding: str, note: Callable[[str], N
         place = error.start if isinstance(error, UnicodeDecodeError) else 0
         if encoding != "auto" or marked:
             where = f" (byte {place})" if place else ""
-            raise UserError(f"{source} is not {known} text{where}: set data.csv.encoding, for example to latin-1") from None
+            raise UserError(
+                f"{source} is not {known} text{where}: set data.csv.encoding, for example to latin-1"
+            ) from None
     from charset_normalizer import from_bytes
 
     sample = content[max(0, place - SAMPLE // 2) : place + SAMPLE // 2]
@@ -221,11 +234,17 @@ def _without_last_lines(content: bytes, n: int) -> bytes:
 def _sniff(body: bytes, quote: str) -> str:
     """Choose the separator that gives most lines the same number of cells, if possible the header's, and the most."""
     sample = body[:SAMPLE]
-    text = (sample.rpartition(b"\n")[0] or sample).decode("utf-8", "ignore") if len(body) > SAMPLE else sample.decode("utf-8", "ignore")
+    text = (
+        (sample.rpartition(b"\n")[0] or sample).decode("utf-8", "ignore")
+        if len(body) > SAMPLE
+        else sample.decode("utf-8", "ignore")
+    )
 
     def columns(delimiter: str) -> tuple[int, int]:
         try:
-            widths = [len(row) for row in islice(_csv_reader(io.StringIO(text, newline=""), delimiter, quote), LINES) if row]
+            widths = [
+                len(row) for row in islice(_csv_reader(io.StringIO(text, newline=""), delimiter, quote), LINES) if row
+            ]
         except csv.Error:
             return 0, 0
         width, times = Counter(widths).most_common(1)[0] if widths else (0, 0)

@@ -77,7 +77,9 @@ def parse(texts: pa.Array, numbers: Numbers) -> tuple[np.ndarray, np.ndarray]:
         return values, bound
     cells = pc.extract_regex(texts.take(pa.array(rest)), cell(numbers.body(), _optional(numbers)))
     rest, cells = rest[cells.is_valid().to_numpy(zero_copy_only=False)], cells.drop_null()
-    part = {name: pc.struct_field(cells, name) for name in ("below", "open", "sign", "inner", "body", "exponent", "end")}
+    part = {
+        name: pc.struct_field(cells, name) for name in ("below", "open", "sign", "inner", "body", "exponent", "end")
+    }
     body = pc.replace_substring(part["body"], numbers.thousands, "") if numbers.thousands else part["body"]
     body = pc.replace_substring(body, numbers.decimal, ".")
     numbers_found = _floats(pc.binary_join_element_wise(body, part["exponent"], pa.scalar("", pa.large_string())))

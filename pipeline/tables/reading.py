@@ -69,7 +69,9 @@ def read(values: pd.Series, reading: Reading) -> Cells:
     if reading.type == "text" and not is_text(plain):
         return Cells(canonical(plain), fits)
     if reading.type == "number" and dtypes.is_object_dtype(plain.dtype):
-        plain = plain.map(lambda value: _number_written(value, reading.numbers.decimal), na_action="ignore").astype("str")
+        plain = plain.map(lambda value: _number_written(value, reading.numbers.decimal), na_action="ignore").astype(
+            "str"
+        )
     codes, texts = distinct(plain)
     if not reading.verbatim:
         texts = texts.str.strip()
@@ -81,7 +83,9 @@ def read(values: pd.Series, reading: Reading) -> Cells:
             flagged = {flag: np.asarray(texts == flag) for flag in reading.flags}
             flagged |= {flag: bound == side for flag, side in (("<", -1), (">", 1)) if flag in flagged}
             # A bound is a number only in a column that had bounds in training.
-            unknown = np.isnan(numbers) | np.logical_or.reduce([(bound == -1) & ("<" not in flagged), (bound == 1) & (">" not in flagged)])
+            unknown = np.isnan(numbers) | np.logical_or.reduce(
+                [(bound == -1) & ("<" not in flagged), (bound == 1) & (">" not in flagged)]
+            )
             parsed = pd.Series(np.where(unknown | absent, np.nan, numbers))
             wrong = unknown & ~np.logical_or.reduce([absent, *flagged.values()])
         case "moment":
@@ -108,7 +112,11 @@ def is_number(values: pd.Series) -> bool:
 
 
 def is_text(values: pd.Series) -> bool:
-    return dtypes.is_string_dtype(values.dtype) or dtypes.is_object_dtype(values.dtype) or isinstance(values.dtype, pd.CategoricalDtype)
+    return (
+        dtypes.is_string_dtype(values.dtype)
+        or dtypes.is_object_dtype(values.dtype)
+        or isinstance(values.dtype, pd.CategoricalDtype)
+    )
 
 
 def distinct(values: pd.Series) -> tuple[np.ndarray, pd.Index]:

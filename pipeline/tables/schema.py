@@ -22,6 +22,7 @@ PART_FEATURES: dict[Part, tuple[str, ...]] = {
     "time": ("hours", "day.sin", "day.cos"),
 }
 
+
 def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if len(set(values)) < len(values):
         raise ValueError("must be distinct")

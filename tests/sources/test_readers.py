@@ -85,7 +85,8 @@ def test_other_encodings_are_read_when_named_and_refused_when_not(source, encodi
 
 
 @pytest.mark.parametrize(
-    ("encoding", "shown"), [("latin-1", "Köln"), ("cp1252", "“naïve” café – €5"), ("cp1251", "Санкт-Петербург"), ("utf-16", "Köln")]
+    ("encoding", "shown"),
+    [("latin-1", "Köln"), ("cp1252", "“naïve” café – €5"), ("cp1251", "Санкт-Петербург"), ("utf-16", "Köln")],
 )
 def test_an_encoding_other_than_utf_8_is_found_and_said(source, encoding, shown, capsys):
     rows = "".join(f"{n},{shown} und größer\n" if encoding == "latin-1" else f"{n},{shown}\n" for n in range(50))

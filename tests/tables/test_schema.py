@@ -58,15 +58,19 @@ def test_labels_come_back_as_they_were(values, classes):
     assert sorted(set(codes)) == [0, 1]
     labels = target.labels(codes)
     if classes is not None:
-        assert labels.astype(object).map(canonical_value).tolist() == values.astype(object).map(canonical_value).tolist() or (
-            labels.tolist() == values.astype(float).tolist()
-        )
+        assert labels.astype(object).map(canonical_value).tolist() == values.astype(object).map(
+            canonical_value
+        ).tolist() or (labels.tolist() == values.astype(float).tolist())
     again = Target.model_validate_json(json.dumps(target.model_dump(mode="json")))
     assert again == target
     assert [type(label) for label in again.classes] == [type(label) for label in target.classes]
 
 
-@given(st.lists(st.integers(-(10**9), 10**9) | st.text("abc/é😀", min_size=1, max_size=3), min_size=2, max_size=9, unique_by=str))
+@given(
+    st.lists(
+        st.integers(-(10**9), 10**9) | st.text("abc/é😀", min_size=1, max_size=3), min_size=2, max_size=9, unique_by=str
+    )
+)
 @settings(max_examples=60, database=None, deadline=None)
 def test_every_class_has_its_code_and_others_have_none(labels):
     values = pd.Series(labels * 3, dtype=object, name="y")

@@ -39,7 +39,9 @@ def of_integers(values: np.ndarray, name: str) -> str | None:
     """Return the format of whole numbers that are dates: 20180102, or seconds or milliseconds since 1970."""
     smallest, largest = values.min(), values.max()
     if smallest >= 1900_01_01 and largest <= 2100_12_31:
-        days = pd.to_datetime(pd.Series(pd.unique(values)).astype("int64").astype("str"), format="%Y%m%d", errors="coerce")
+        days = pd.to_datetime(
+            pd.Series(pd.unique(values)).astype("int64").astype("str"), format="%Y%m%d", errors="coerce"
+        )
         return None if days.isna().any() else "%Y%m%d"
     named = re.search(r"time|date|epoch|unix|stamp|(^|_)(ts|at|when)$", name, re.IGNORECASE)
     # Without a telling name, only the moments of a few decades, of which hardly any repeats, are taken for dates.
@@ -77,7 +79,9 @@ def _candidates(example: str) -> Iterator[list[str]]:
         if found[2] == "." and found.end() - found.start() < len(text) and ":" in text:
             continue
         clock = ("%I" if found[7] else "%H") + found[2] + "%M" + (f"{found[4]}%S" if found[4] else "")
-        clock += (f"{found[6][0]}%f" if found[6] else "") + (re.sub(r"[apAP]\.?[mM]\.?", "%p", found[7]) if found[7] else "")
+        clock += (f"{found[6][0]}%f" if found[6] else "") + (
+            re.sub(r"[apAP]\.?[mM]\.?", "%p", found[7]) if found[7] else ""
+        )
         clocks.append((text[: found.start()], clock, text[found.end() :]))
         if found[2] == ":":
             clocks = clocks[-1:]
@@ -96,7 +100,9 @@ def _candidates(example: str) -> Iterator[list[str]]:
 def _days(text: str) -> Iterator[tuple[bool, str]]:
     """Yield formats of the date in a text, with whether the order of its parts is a usual one."""
     tokens = re.findall(r"\d+|[A-Za-z]+|[^\dA-Za-z]+", text)
-    places = [k for k, token in enumerate(tokens) if token.isdigit() or token[:3].lower() in _MONTHS and token.isalpha()]
+    places = [
+        k for k, token in enumerate(tokens) if token.isdigit() or token[:3].lower() in _MONTHS and token.isalpha()
+    ]
     parts = [tokens[k] for k in places]
     if any(token.isalpha() and k not in places and token not in ("T", "UTC", "GMT") for k, token in enumerate(tokens)):
         return

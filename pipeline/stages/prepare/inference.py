@@ -32,13 +32,17 @@ _CODE_NAME = (
     r"zip|zip_?codes?|postal_?codes?|post_?codes?|plz|cep|phones?|tel|telephones?|mobile|fax|ssn|iban|isbn|ean|upc|imei"
     r"|siret|siren|insee|fips"
 )
-_CODE = re.compile(rf"(^|[\W_])({_CODE_NAME})([\W_]|$)|[a-z](Zip|ZipCode|PostalCode|PostCode|Phone|Fax)$", re.IGNORECASE)
+_CODE = re.compile(
+    rf"(^|[\W_])({_CODE_NAME})([\W_]|$)|[a-z](Zip|ZipCode|PostalCode|PostCode|Phone|Fax)$", re.IGNORECASE
+)
 _ID = re.compile(
     r"^(unnamed: \d+|index|idx|#|no\.?|nr\.?|num|number|key|pk|s\.? ?no\.?|serial.*|lfd.*|(row|record|obs|observation|case|line)"
     r"([ _.]?(id|no|nr|num|number|index))?|(.*[\W_])?(id|uid|ids|index)|id[\W_].*)$|[a-z]I[dD]$|[a-z]ID$",
     re.IGNORECASE,
 )
-_TOTAL = re.compile(r"(grand |sub)?totals?|sum|overall|gesamt(summe)?|summe|insgesamt|total g[ée]n[ée]ral|somme|totale", re.IGNORECASE)
+_TOTAL = re.compile(
+    r"(grand |sub)?totals?|sum|overall|gesamt(summe)?|summe|insgesamt|total g[ée]n[ée]ral|somme|totale", re.IGNORECASE
+)
 _NAMELESS = re.compile(r"Unnamed: \d+")
 
 
@@ -101,7 +105,11 @@ def check_names(table: pd.DataFrame, data: Data) -> None:
 def infer(table: pd.DataFrame, data: Data) -> dict[str, Found]:
     """Decide for each column, the target included, what it holds and how its cells are read."""
     plain = {str(name): as_plain(table[name]) for name in table.columns}
-    texts = {name: Texts(values, data.missing_words(name)) for name, (values, nested) in plain.items() if not nested and reading.is_text(values)}
+    texts = {
+        name: Texts(values, data.missing_words(name))
+        for name, (values, nested) in plain.items()
+        if not nested and reading.is_text(values)
+    }
     written = {name: column.written for name, column in texts.items() if column.written is not None}
     choices = number_formats.choose(written, data.csv)
     _, _, by = data.split.by.partition(":")
@@ -113,7 +121,9 @@ def infer(table: pd.DataFrame, data: Data) -> dict[str, Found]:
         named = _named(name, values, nested, texts.get(name), choices.get(name), data)
         if named is None or (named.kind == "drop" and name == by and not nested):
             column = texts.get(name)
-            found[name] = _of_type(name, values) if column is None else _of_text(name, values, column, choices.get(name), data)
+            found[name] = (
+                _of_type(name, values) if column is None else _of_text(name, values, column, choices.get(name), data)
+            )
             named = named and replace(found[name], kind="drop", reason=named.reason, note="")
         found[name] = named or found[name]
     return found
@@ -143,11 +153,15 @@ def notes(table: pd.DataFrame, found: Mapping[str, Found], target: Target) -> li
         codes = target.encode(table[target.name])
         codes = codes[codes >= 0]
         if np.count_nonzero(np.diff(codes)) == len(target.classes) - 1:
-            said.append(f"the rows are sorted by class: {counters[0]!r}, which counts them, alone separates the classes")
+            said.append(
+                f"the rows are sorted by class: {counters[0]!r}, which counts them, alone separates the classes"
+            )
     return said
 
 
-def _named(name: str, values: pd.Series, nested: str | None, texts: Texts | None, choice: Choice | None, data: Data) -> Found | None:
+def _named(
+    name: str, values: pd.Series, nested: str | None, texts: Texts | None, choice: Choice | None, data: Data
+) -> Found | None:
     """Return what `data` says of a column, or what excludes it; None if it is to be inferred."""
     wanted = data.kinds.get(name, "datetime" if name in data.formats else None)
     if name in data.drop or wanted == "drop":
@@ -173,7 +187,9 @@ def _named(name: str, values: pd.Series, nested: str | None, texts: Texts | None
         case "datetime":
             reason = "named in data.formats" if name in data.formats else reason
             moment = data.formats.get(name) or _moment_format(name, values, texts)
-            return Found("datetime", f"{reason}; {moment}", Reading(type="moment", format=moment, missing=missing), words)
+            return Found(
+                "datetime", f"{reason}; {moment}", Reading(type="moment", format=moment, missing=missing), words
+            )
     return None
 
 
@@ -212,7 +228,9 @@ def _of_text(name: str, values: pd.Series, texts: Texts, choice: Choice | None, 
         return Found("datetime", f"{what} as {moment}", Reading(type="moment", format=moment, missing=missing), words)
     n_values, n = len(texts.all), int(texts.counts.sum())
     if _is_id(n_values, n):
-        return Found("drop", f"text with {n_values} different values in {n} rows: an id or free text", note=_almost(texts))
+        return Found(
+            "drop", f"text with {n_values} different values in {n} rows: an id or free text", note=_almost(texts)
+        )
     return _words(texts, data, name)
 
 
@@ -272,7 +290,9 @@ def _one_format(name: str, texts: Texts) -> str | None:
     if len(fitting) > 1:
         example = texts.present[0]
         options = " or ".join(f'"{each}"' for each in fitting)
-        raise UserError(f"{name!r}: {example!r} and all other cells fit {options}: set data.formats: {{{name}: \"{fitting[0]}\"}}")
+        raise UserError(
+            f'{name!r}: {example!r} and all other cells fit {options}: set data.formats: {{{name}: "{fitting[0]}"}}'
+        )
     return fitting[0] if fitting else None
 
 
@@ -324,7 +344,9 @@ def _of_type(name: str, values: pd.Series) -> Found:
 def _whole(values: pd.Series, written: pd.Index | None = None) -> np.ndarray | None:
     """Return the values that are not missing if they are integers, also if missing ones made them a float column."""
     present = values.dropna()
-    as_integers = not written.str.contains(r"[.,eE]").any() if written is not None else dtypes.is_integer_dtype(values.dtype)
+    as_integers = (
+        not written.str.contains(r"[.,eE]").any() if written is not None else dtypes.is_integer_dtype(values.dtype)
+    )
     if not as_integers and len(present) == len(values):
         return None
     floats: np.ndarray = present.to_numpy(np.float64)
@@ -379,7 +401,9 @@ def _target(values: pd.Series, nested: str | None, texts: Texts | None, choice: 
             return Found("categorical", "true or false", Reading(type="boolean"))
         whole = _whole(values) if reading.is_number(values) else None
         long = whole is not None and len(whole) and np.abs(whole).max() >= LARGEST_EXACT
-        return Found("categorical", "classes", Reading(type="number" if reading.is_number(values) and not long else "text"))
+        return Found(
+            "categorical", "classes", Reading(type="number" if reading.is_number(values) and not long else "text")
+        )
     texts = Texts(values, named)
     words, notes = texts.words, [] if named else [_doubtful(name, texts)]
     if texts.n_padded:
@@ -390,7 +414,11 @@ def _target(values: pd.Series, nested: str | None, texts: Texts | None, choice: 
         notes.append(f"{name}: the classes {' and '.join(map(repr, variants))} differ only in capital letters")
     if _are_truth_values(texts.present) and len(texts.present) == 2:
         rule = Reading(type="boolean", missing=named)
-    elif len(texts.present) and numbers.matches(pa.array(texts.present), numbers.PLAIN).all() and not _codes("", texts.present):
+    elif (
+        len(texts.present)
+        and numbers.matches(pa.array(texts.present), numbers.PLAIN).all()
+        and not _codes("", texts.present)
+    ):
         rule = Reading(type="number", missing=named)
     else:
         rule = Reading(missing=named)
@@ -411,7 +439,9 @@ def _measured(values: pd.Series, texts: Texts | None, choice: Choice | None, dat
             reason = "; ".join(filter(None, ("numbers", _how(texts.written, choice))))
             return Found("numeric", reason, rule, texts.words)
         other = (*texts.written.words, *(f"numbers with {bound}" for bound in texts.written.bounds))
-        raise UserError(f"data.target: {name!r} must hold numbers, got {', '.join(map(repr, other))} too: see data.missing")
+        raise UserError(
+            f"data.target: {name!r} must hold numbers, got {', '.join(map(repr, other))} too: see data.missing"
+        )
     sample = texts.present if texts is not None else canonical(values.dropna())
     raise UserError(f"data.task is regression, but {name!r} holds {_sample(pd.Series(sample))}: binary or multiclass?")
 
@@ -436,9 +466,13 @@ def learn_target(values: pd.Series, found: Found, task: Task) -> Target:
             raise UserError(f"{where} has a standard deviation of {std:g}: scale the column")
         return Target(name=name, task=task, reading=found.reading, mean=mean, std=std)
     if n_values == 1:
-        raise UserError(f"{where} has one class, {canonical_value(cells.iloc[0])!r}, in every row; there is nothing to learn")
+        raise UserError(
+            f"{where} has one class, {canonical_value(cells.iloc[0])!r}, in every row; there is nothing to learn"
+        )
     if task == "binary" and n_values != 2:
-        raise UserError(f"data.task is binary, but {name!r} has {n_values} classes ({_sample(canonical(cells))}): multiclass?")
+        raise UserError(
+            f"data.task is binary, but {name!r} has {n_values} classes ({_sample(canonical(cells))}): multiclass?"
+        )
     if len(values) < MIN_ROWS_A_LABEL * n_values:
         hint = "regression?" if numeric else "is it an id?"
         raise UserError(f"data.task is {task}, but {name!r} has {n_values} values in {len(values)} rows: {hint}")
@@ -466,7 +500,9 @@ def _shown(number: float) -> str:
 
 def learn_columns(table: pd.DataFrame, found: Mapping[str, Found], train: np.ndarray, data: Data) -> tuple[Column, ...]:
     """Learn from the rows `train` which columns vary, their categories and missing values."""
-    return tuple(_learn_column(table[name], found[str(name)], train, data) for name in table.columns if name != data.target)
+    return tuple(
+        _learn_column(table[name], found[str(name)], train, data) for name in table.columns if name != data.target
+    )
 
 
 def _learn_column(whole: pd.Series, found: Found, train: np.ndarray, data: Data) -> Column:
@@ -487,7 +523,9 @@ def _learn_column(whole: pd.Series, found: Found, train: np.ndarray, data: Data)
         if present.empty and not any(flags[train].any() for flags in cells.flags.values()):
             return column("drop", "missing in every training row", missing=missing)
         if present.nunique() == 1 and not missing and not cells.flags:
-            return column("drop", f"constant in the training rows: {canonical_value(present.iloc[0])[:40]}", missing=missing)
+            return column(
+                "drop", f"constant in the training rows: {canonical_value(present.iloc[0])[:40]}", missing=missing
+            )
     rest: dict[str, Any] = {"missing": missing, "examples": _examples(whole.iloc[train], values, found)}
     if found.kind == "categorical":
         rest["categories"] = _categories(values, data)
@@ -517,7 +555,9 @@ def _examples(cells: pd.Series, values: pd.Series, found: Found) -> tuple[tuple[
         if isinstance(after, pd.Timestamp):
             text = after.strftime("%Y-%m-%d %H:%M:%S" if moments.holds(found.reading.format)[0] else "%H:%M:%S")
         shown[before] = text[:40]
-    different = {b: a for b, a in shown.items() if b != a and not numbers.matches(pa.array([b.strip()]), numbers.PLAIN)[0]}
+    different = {
+        b: a for b, a in shown.items() if b != a and not numbers.matches(pa.array([b.strip()]), numbers.PLAIN)[0]
+    }
     if found.reading.type == "moment":
         different = {before: after.removesuffix(" 00:00:00") for before, after in shown.items()}
     return tuple((different or shown).items())[:2]

@@ -17,7 +17,9 @@ from pipeline.tables.numbers import ABOVE, AFFIX, BELOW, Numbers
 MAX_WORDS = 5  # words beside the numbers of a column
 MIN_NUMBERS = 20  # with fewer distinct numbers, a column with such words holds categories
 
-_CURRENCY = r"(?:[A-Z]{0,3}\p{Sc}|USD|EUR|GBP|CHF|JPY|CNY|INR|AUD|CAD|BRL|RUB|SEK|NOK|DKK|PLN|CZK|HUF|Fr\.?|kr\.?|Rs\.?)"
+_CURRENCY = (
+    r"(?:[A-Z]{0,3}\p{Sc}|USD|EUR|GBP|CHF|JPY|CNY|INR|AUD|CAD|BRL|RUB|SEK|NOK|DKK|PLN|CZK|HUF|Fr\.?|kr\.?|Rs\.?)"
+)
 _UNIT = r"[^0-9.,'\s()<>≤≥+-](?:[^0-9.,'()<>≤≥+-]*[^0-9.,'\s()<>≤≥+-][23]?)?"
 _BODY = r"[.,]?[0-9]+(?:[.,' ][0-9]+)*[.,]?"
 _PATTERN = numbers.cell(_BODY, (f"(?:{_CURRENCY})?", f"(?:{_CURRENCY}|{_UNIT})?"))
@@ -120,7 +122,9 @@ class Choice:
 
 def choose(columns: Mapping[str, Written], csv: Csv) -> dict[str, Choice]:
     """Choose a format for each column: the one that data.csv asks for, else the one that other columns prove."""
-    proven = {written.formats[0].decimal for written in columns.values() if written.shows_mark and len(written.formats) == 1}
+    proven = {
+        written.formats[0].decimal for written in columns.values() if written.shows_mark and len(written.formats) == 1
+    }
     proof = csv.decimal if csv.decimal != "auto" else next(iter(proven)) if len(proven) == 1 else None
     thousands = {"auto": None, "none": ""}.get(csv.thousands, csv.thousands)
     chosen = {}
@@ -129,7 +133,11 @@ def choose(columns: Mapping[str, Written], csv: Csv) -> dict[str, Choice]:
         asked = [each for each in fitting if proof in (None, each.decimal)] or fitting
         reason = ""
         if len(asked) < len(written.formats):
-            by = "data.csv" if csv.decimal != "auto" or thousands is not None else f"other columns, which prove the decimal {proof!r}"
+            by = (
+                "data.csv"
+                if csv.decimal != "auto" or thousands is not None
+                else f"other columns, which prove the decimal {proof!r}"
+            )
             reason = f"{written.example!r} read by {by}"
         numbers_ = asked[0]
         if not written.shows_mark and proof and numbers_.thousands != proof:

@@ -10,7 +10,18 @@ from pipeline.core.settings import Data, Split
 from pipeline.stages.prepare import inference
 from pipeline.tables import validation
 from tests.support.refusals import refusal
-from tests.support.schemas import CATEGORICAL, DAYS, DROP, MISSING_ONE, NUMERIC, N, learn, learn_one, learn_target, objects
+from tests.support.schemas import (
+    CATEGORICAL,
+    DAYS,
+    DROP,
+    MISSING_ONE,
+    NUMERIC,
+    N,
+    learn,
+    learn_one,
+    learn_target,
+    objects,
+)
 
 # ------------------------------------------------------------------------------------------------------------ kinds
 
@@ -61,7 +72,12 @@ def test_dates_and_times_in_text_are_read(shown, date_format, parts, missing):
     moments = pd.date_range("2020-02-10 05:06:07", periods=N, freq="25h1min3s")
     values = pd.Series(moments.strftime(shown)).where(~np.full(N, missing) | MISSING_ONE)
     column = learn_one(values)
-    assert (column.kind, column.reading.format, column.parts, column.missing) == ("datetime", date_format, parts, int(missing))
+    assert (column.kind, column.reading.format, column.parts, column.missing) == (
+        "datetime",
+        date_format,
+        parts,
+        int(missing),
+    )
     table = pd.DataFrame({"x": values})
     checked = validation.check(table, learn(table), "t")["x"]
     expected = pd.Series([
