@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import IO
+from typing import IO, Any
 
 import pandas as pd
 import pyarrow as pa
@@ -46,8 +46,8 @@ def read(
 
     What was guessed or left out is told to `note`. `tabs` names the separator of a .tsv file.
     """
-    for start, what in _OTHER_FILES.items():
-        if re.match(start, content[:1000], re.IGNORECASE):
+    for pattern, what in _OTHER_FILES.items():
+        if re.match(pattern, content[:1000], re.IGNORECASE):
             raise UserError(f"{source} is {what}")
     content = _as_utf8(source, content, options.encoding, note)
     if not content or content.isspace():
@@ -125,7 +125,8 @@ class Layout:
         n = _filled(table)
         if n < table.num_rows:
             note(f"{self.source}: {table.num_rows - n:,} empty rows at the end left out")
-        return table.slice(0, n).to_pandas()
+        frame: pd.DataFrame = table.slice(0, n).to_pandas()
+        return frame
 
     def _header(self, body: bytes) -> list[str]:
         """Return the cells of the header; raises `UserError` if the first line is not it."""
@@ -254,7 +255,7 @@ def _sniff(body: bytes, quote: str) -> str:
     return max(",;\t|", key=columns)
 
 
-def _csv_reader(lines: IO[str], delimiter: str, quote: str) -> Iterator[list[str]]:
+def _csv_reader(lines: IO[str], delimiter: str, quote: str) -> Any:
     if quote == "none":
         return csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
     return csv.reader(lines, delimiter=delimiter, quotechar=quote)
@@ -262,7 +263,7 @@ def _csv_reader(lines: IO[str], delimiter: str, quote: str) -> Iterator[list[str
 
 def _filled(table: pa.Table) -> int:
     """Return the number of rows up to the last one that has a cell."""
-    n = table.num_rows
+    n: int = table.num_rows
     while n and all(not column[n - 1].is_valid for column in table.columns):
         n -= 1
     return n

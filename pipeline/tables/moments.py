@@ -11,6 +11,7 @@ from pipeline.core.settings import EPOCHS, ISO, QUARTER
 
 ZONE = " %Z"  # at the end of a format: the name of a time zone, which pandas cannot parse
 
+YEAR_9000 = 2.2e17  # in microseconds since 1970
 _DATE, _TIME = re.compile(r"%[Yymdbj]"), re.compile(r"%[HI]")
 _QUARTER = r"^(?:(?P<year>\d{4})[ -/]?[Qq](?P<quarter>[1-4])|[Qq](?P<quarter2>[1-4])[ -/]?(?P<year2>\d{4}))$"
 
@@ -35,7 +36,10 @@ def parse(texts: Sequence[str] | pd.Index, moment_format: str) -> pd.Series:
     cells = pd.Series(list(texts), dtype="str").str.strip()
     if moment_format in EPOCHS:
         counts = pd.to_numeric(cells, errors="coerce").to_numpy(np.float64)
-        return _utc(pd.to_datetime(pd.Series(counts), unit=EPOCHS[moment_format], errors="coerce", utc=True))  # type: ignore[arg-type]
+        microseconds = counts * {"s": 1e6, "ms": 1e3}[EPOCHS[moment_format]]
+        known = np.abs(microseconds) < YEAR_9000
+        whole = np.where(known, microseconds.round(), 0).astype(np.int64).astype("datetime64[us]")
+        return pd.Series(whole).where(known).dt.tz_localize("UTC")
     if moment_format == QUARTER:
         found = cells.str.extract(_QUARTER)
         year, quarter = found["year"].fillna(found["year2"]), found["quarter"].fillna(found["quarter2"])

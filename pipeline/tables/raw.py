@@ -2,6 +2,7 @@
 
 import io
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ def read_parquet(source: str, content: bytes, *, text_as_categories: bool = Fals
         fits = 8 * metadata.num_rows * metadata.num_columns <= unpacked_limit(len(content))
         fields = parquet.read_schema(io.BytesIO(content)) if fits and text_as_categories else []
         text = [field.name for field in fields if _is_text(field.type)]
-        table = parquet.read_table(io.BytesIO(content), read_dictionary=text).to_pandas() if fits else None
+        read = partial(parquet.read_table, io.BytesIO(content), read_dictionary=text)
+        table: pd.DataFrame | None = read().to_pandas() if fits else None
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{source} is not a Parquet file: {reason}") from None

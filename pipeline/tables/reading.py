@@ -63,7 +63,7 @@ def read(values: pd.Series, reading: Reading) -> Cells:
     plain, _ = as_plain(values)
     fits = np.zeros(len(plain), bool)
     if reading.type == "number" and (is_number(plain) or dtypes.is_bool_dtype(plain.dtype)):
-        return Cells(plain.astype("float64"), fits, {flag: fits for flag in reading.flags})
+        return Cells(plain.astype("float64"), fits, dict.fromkeys(reading.flags, fits))
     if reading.type == "moment" and dtypes.is_datetime64_any_dtype(plain.dtype):
         return Cells(pd.to_datetime(plain, utc=True).astype("datetime64[us, UTC]"), fits)
     if reading.type == "text" and not is_text(plain):
@@ -86,13 +86,13 @@ def read(values: pd.Series, reading: Reading) -> Cells:
             unknown = np.isnan(numbers) | np.logical_or.reduce(
                 [(bound == -1) & ("<" not in flagged), (bound == 1) & (">" not in flagged)]
             )
-            parsed = pd.Series(np.where(unknown | absent, np.nan, numbers))
+            parsed: pd.Series = pd.Series(np.where(unknown | absent, np.nan, numbers))
             wrong = unknown & ~np.logical_or.reduce([absent, *flagged.values()])
         case "moment":
             parsed = moments.parse(texts, reading.format)
             wrong = parsed.isna().to_numpy() & ~absent
         case "boolean":
-            parsed = pd.Series(texts).str.lower().map(TRUTH).astype("str")
+            parsed = pd.Series([TRUTH.get(text.lower()) for text in texts], dtype="str")
             wrong = parsed.isna().to_numpy() & ~absent
         case "text":
             parsed, wrong = pd.Series(texts).mask(absent), absent & False
@@ -101,7 +101,7 @@ def read(values: pd.Series, reading: Reading) -> Cells:
     missing = codes < 0
     parsed = pd.concat([parsed, pd.Series([None], dtype=parsed.dtype)], ignore_index=True)  # the code -1
     return Cells(
-        parsed.take(codes).set_axis(values.index).rename(values.name),
+        pd.Series(parsed.take(codes).array, values.index, name=values.name),
         np.append(wrong, False)[codes] & ~missing,
         {flag: np.append(cells, False)[codes] for flag, cells in flagged.items()},
     )

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from pipeline.core.errors import UserError
-from pipeline.tables.schema import Column, Schema
 from pipeline.tables.reading import known, read
+from pipeline.tables.schema import Column, Schema
 from pipeline.tables.values import canonical
 
 
@@ -34,7 +34,10 @@ def check(table: pd.DataFrame, schema: Schema, where: str) -> pd.DataFrame:
         elif column.kind == "numeric":
             _raise_first(np.isinf(found.to_numpy()), values, column, "finite", where)
         features[column.name] = found
-        features |= {name: cells.flags[flag] for name, flag in zip(column.flags, column.reading.flags, strict=False)}
+        if column.kind == "numeric":
+            features |= {
+                name: pd.Series(cells.flags[f]) for name, f in zip(column.flags, column.reading.flags, strict=True)
+            }
     return pd.DataFrame(features, index=pd.RangeIndex(len(table)))
 
 

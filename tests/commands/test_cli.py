@@ -61,8 +61,8 @@ def test_predict_writes_label_and_probabilities_in_the_order_of_the_rows(
     [
         ("weight\n1\n", "o.csv", "lacks the column 'colour'"),
         ("weight,colour\n1,red\nheavy,red\n", "o.csv", "new.csv, row 2: 'weight' must be a number, got 'heavy'"),
-        ("weight,colour\n1,red\ninf,red\n", "o.csv", "new.csv, row 2: 'weight' must be finite, got inf"),
-        ("weight,colour\n1,red\n2\n", "o.csv", "new.csv, line 3: 1 cells, but the header has 2"),
+        ("weight,colour\n1,red\ninf,red\n", "o.csv", "new.csv, row 2: 'weight' must be finite, got 'inf'"),
+        ("weight,colour\n1,red\n2\n", "o.csv", "new.csv, line 3: 1 cell, but the header has 2"),
         ("weight,colour\n1,red\n", "o.xlsx", "must end in .parquet or .csv"),
     ],
 )

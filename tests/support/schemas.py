@@ -5,7 +5,7 @@ import decimal
 import numpy as np
 import pandas as pd
 
-from pipeline.core.settings import Data
+from pipeline.core.settings import Data, Task
 from pipeline.stages.prepare import inference
 from pipeline.tables.reading import Reading
 from pipeline.tables.schema import Column, Schema, Target
@@ -28,7 +28,7 @@ def learn_one(values, **data) -> Column:
     return learn(pd.DataFrame({"x": values}), **data).columns[0]
 
 
-def learn_target(values: pd.Series, task: str, **data) -> Target:
+def learn_target(values: pd.Series, task: Task, **data) -> Target:
     """Learn a target from the values that are not missing."""
     found = inference.infer(values.to_frame(), Data(source="s", target=str(values.name), task=task, **data))
     return inference.learn_target(values.dropna(), found[str(values.name)], task)

@@ -8,8 +8,8 @@ from pipeline.core import files
 from pipeline.core.errors import UserError
 from pipeline.tables import prepared
 from pipeline.tables.schema import Column, Schema, Target
-from tests.support.schemas import NUMBER
 from pipeline.tables.tensors import TabularData
+from tests.support.schemas import NUMBER
 
 
 def with_schema(folder, d_num, d_cat, task):

@@ -14,7 +14,7 @@ from sklearn.preprocessing import QuantileTransformer, RobustScaler, StandardSca
 
 from pipeline.tables import preprocessing
 from pipeline.tables.preprocessing import FIRST, LIMIT, MISSING, UNSEEN
-from pipeline.tables.schema import Column, Schema, Target
+from pipeline.tables.schema import Column, Schema
 from tests.support.schemas import MOMENT, NUMBER, TARGET
 
 SCALINGS = ["standard", "robust", "quantile"]

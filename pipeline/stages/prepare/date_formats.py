@@ -1,8 +1,7 @@
 """Find the format of dates and times from all cells of a column."""
 
 import re
-from collections.abc import Iterator
-from itertools import product
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,7 +10,7 @@ from pipeline.core.settings import EPOCHS, ISO, QUARTER
 from pipeline.tables import moments
 
 EXAMPLES = 200  # cells that must fit a format before all are parsed
-_MONTHS = "jan feb mar apr may jun jul aug sep oct nov dec".split()
+_MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
 _ISO = r"\d{4}-\d{2}(-\d{2})?([T ]\d{2}:?\d{2}.*)?|\d{8}T\d{4,6}.*"
 _WEEKDAY = re.compile(r"^(mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|sat(?:ur)?|sun)(day)?\b", re.IGNORECASE)
 _CLOCK = re.compile(r"(\d{1,2})([:.h])(\d{2})(?:([:.])(\d{2})([.,]\d{1,6})?)?(\s?[ap]\.?m\.?\b)?", re.IGNORECASE)
@@ -71,9 +70,8 @@ def _candidates(example: str) -> Iterator[list[str]]:
     zone = ""
     if found := _OFFSET.search(text) if ":" in text else None:
         zone, text = (" %z" if found[0].startswith(" ") else "%z"), text[: found.start()]
-    elif (found := _ZONE.search(text)) and found[1] not in ("AM", "PM") and found.end() == len(text):
-        if moments.time_zone(found[1]) is not None:
-            zone, text = moments.ZONE, text[: found.start()]
+    elif (found := _ZONE.search(text)) and found.end() == len(text) and moments.time_zone(found[1]) is not None:
+        zone, text = moments.ZONE, text[: found.start()]
     clocks = [("", "", text)]
     for found in _CLOCK.finditer(text):
         if found[2] == "." and found.end() - found.start() < len(text) and ":" in text:
@@ -86,7 +84,8 @@ def _candidates(example: str) -> Iterator[list[str]]:
         if found[2] == ":":
             clocks = clocks[-1:]
             break
-    first, rest = [], []
+    first: list[str] = []
+    rest: list[str] = []
     for head, clock, tail in clocks:
         if clock and not head.strip() and not tail.strip():
             first.append(before + head + clock + tail + zone)
@@ -101,7 +100,7 @@ def _days(text: str) -> Iterator[tuple[bool, str]]:
     """Yield formats of the date in a text, with whether the order of its parts is a usual one."""
     tokens = re.findall(r"\d+|[A-Za-z]+|[^\dA-Za-z]+", text)
     places = [
-        k for k, token in enumerate(tokens) if token.isdigit() or token[:3].lower() in _MONTHS and token.isalpha()
+        k for k, token in enumerate(tokens) if token.isdigit() or (token[:3].lower() in _MONTHS and token.isalpha())
     ]
     parts = [tokens[k] for k in places]
     if any(token.isalpha() and k not in places and token not in ("T", "UTC", "GMT") for k, token in enumerate(tokens)):
@@ -113,7 +112,7 @@ def _days(text: str) -> Iterator[tuple[bool, str]]:
         yield sure, "".join(written)
 
 
-def _orders(parts: list[str], dotted: bool) -> list[tuple[bool, tuple[str, ...]]]:
+def _orders(parts: list[str], dotted: bool) -> Sequence[tuple[bool, tuple[str, ...]]]:
     """List the directives for the parts of a date; with points, the day comes before the month."""
     sizes = ["b" if part.isalpha() else "Y" if len(part) == 4 else "n" if len(part) <= 2 else "" for part in parts]
     names = [("%b", "%B") if len(part) == 3 else ("%B",) for part in parts if part.isalpha()]

@@ -46,13 +46,16 @@ _TOTAL = re.compile(
 _NAMELESS = re.compile(r"Unnamed: \d+")
 
 
+TEXT = Reading()
+
+
 @dataclass(frozen=True)
 class Found:
     """What a column holds, as decided from all rows of the training table."""
 
     kind: Kind
     reason: str
-    reading: Reading = Reading()
+    reading: Reading = TEXT
     words: Mapping[str, int] | None = None  # texts read as missing, and in how many rows
     note: str = ""  # something that the user should know
     counts_rows: bool = False
@@ -71,13 +74,13 @@ class Texts:
         self.is_word = reading.is_missing(pd.Index(self.counts.index), words)
 
     @property
-    def all(self) -> pd.Index:
+    def all(self) -> "pd.Index[str]":
         return pd.Index(self.counts.index, dtype="str")
 
     @cached_property
-    def present(self) -> pd.Index:
+    def present(self) -> "pd.Index[str]":
         """The texts that are no word for a missing value."""
-        return self.all[~self.is_word]
+        return pd.Index(self.all[~self.is_word])
 
     @property
     def words(self) -> dict[str, int]:
@@ -198,7 +201,7 @@ def _moment_format(name: str, values: pd.Series, texts: Texts | None) -> str:
         whole = _whole(values)
         return ISO if whole is None else date_formats.of_integers(whole, f"{name} time") or ISO
     if texts.written is not None and texts.written.formats == (Numbers(),):
-        return date_formats.of_integers(pd.to_numeric(texts.present).to_numpy(np.float64), f"{name} time") or ISO
+        return date_formats.of_integers(texts.present.to_numpy(np.float64), f"{name} time") or ISO
     return _one_format(name, texts) or ISO
 
 

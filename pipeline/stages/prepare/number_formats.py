@@ -48,8 +48,8 @@ def find(texts: pd.Index, *, with_words: bool = True) -> Written | None:
     if numbers.matches(cells, numbers.PLAIN).all():
         pointed = pc.any(pc.match_substring(cells, ".")).as_py()
         grouped = pointed and numbers.matches(cells, f"^[+-]?{Numbers(decimal=',', thousands='.').body()}$").all()
-        formats = (Numbers(), Numbers(decimal=",", thousands=".")) if grouped else (Numbers(),)
-        return Written(formats, shows_mark=pointed, example=_example(cells) if grouped else "")
+        both = (Numbers(), Numbers(decimal=",", thousands="."))
+        return Written(both if grouped else both[:1], shows_mark=pointed, example=_example(cells) if grouped else "")
     found = pc.extract_regex(cells, _PATTERN)
     valid = found.is_valid().to_numpy(zero_copy_only=False)
     words = texts[~valid & ~numbers.matches(pc.utf8_lower(cells), numbers.INFINITE)]
