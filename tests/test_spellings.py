@@ -19,20 +19,33 @@ from pipeline.tables import raw, validation
 
 N = 80
 MARKS = [(".", ""), (".", ","), (",", "."), (",", ""), (",", " "), (".", "'"), (",", "\u202f"), (".", " ")]
-DATES = ["%Y-%m-%d", "%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%Y/%m/%d", "%b %d, %Y", "%d-%b-%Y", "%Y%m%d", "%d %B %Y", "%d.%m.%y"]
+DATES = [
+    "%Y-%m-%d",
+    "%d.%m.%Y",
+    "%d/%m/%Y",
+    "%m/%d/%Y",
+    "%Y/%m/%d",
+    "%b %d, %Y",
+    "%d-%b-%Y",
+    "%Y%m%d",
+    "%d %B %Y",
+    "%d.%m.%y",
+]
 CLOCKS = ["", " %H:%M:%S", " %I:%M:%S %p"]
 TRUTH = [("true", "false"), ("TRUE", "FALSE"), ("yes", "no"), ("Y", "N"), ("t", "f"), ("On", "off")]
 WORDS = ["", "NA", "?", "-", "null", "n/a", "Unknown"]
 
 
-def number(value: float, digits: int, marks: tuple[str, str], prefix: str, suffix: str, negative: str) -> str:
+def number(value: float, marks: tuple[str, str], affix: tuple[str, str], negative: str) -> str:
     """Write a number with its decimal mark, thousands separator, unit, and sign."""
     decimal, thousands = marks
-    body = f"{abs(value):,.{digits}f}".replace(",", "\0").replace(".", decimal).replace("\0", thousands)
-    body = f"{prefix}{body}{suffix}"
+    body = f"{abs(value):,.2f}".replace(",", "\0").replace(".", decimal).replace("\0", thousands)
+    body = f"{affix[0]}{body}{affix[1]}"
     if value >= 0:
         return body
-    return {"minus": f"-{body}", "brackets": f"({body})", "trailing": f"{body}-", "typographic": f"\u2212{body}"}[negative]
+    return {"minus": f"-{body}", "brackets": f"({body})", "trailing": f"{body}-", "typographic": f"\u2212{body}"}[
+        negative
+    ]
 
 
 @st.composite
@@ -62,7 +75,7 @@ def spellings(draw: Callable[..., Any]) -> tuple[pd.DataFrame, str]:
     gap = rng.random(N) < draw(st.sampled_from([0.0, 0.1]))
     cells = pd.DataFrame({
         "anchor": [f"{value:.2f}".replace(".", marks[0]) for value in typed["anchor"]],
-        "amount": [number(value, 2, marks, *affix, negative) for value in amount],
+        "amount": [number(value, marks, affix, negative) for value in amount],
         "count": [f"{value:,}".replace(",", marks[1]) for value in typed["count"]],
         "small": typed["small"].astype(str),
         "flag": np.where(typed["flag"], true, false),
@@ -112,7 +125,11 @@ def test_every_spelling_gives_the_schema_and_tensors_of_the_typed_table(tmp_path
     # A later file holds some of the rows in another order, as text or as types.
     rows = np.random.default_rng(seed).permutation(N)[: 1 + seed % N]
     whole = tensors(of_text, table)
-    for later in (table.iloc[rows], typed.iloc[rows], table.astype("str").astype(object).where(table.notna(), None).iloc[rows]):
+    for later in (
+        table.iloc[rows],
+        typed.iloc[rows],
+        table.astype("str").astype(object).where(table.notna(), None).iloc[rows],
+    ):
         for part, all_rows in zip(tensors(of_text, later), whole, strict=True):
             np.testing.assert_array_equal(np.asarray(part), np.asarray(all_rows)[rows])
 

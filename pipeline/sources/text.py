@@ -50,6 +50,8 @@ def read(
         if re.match(pattern, content[:1000], re.IGNORECASE):
             raise UserError(f"{source} is {what}")
     content = _as_utf8(source, content, options.encoding, note)
+    if b"\n" not in content:
+        content = content.replace(b"\r", b"\n")  # the line ends of old Macintosh files
     if not content or content.isspace():
         raise UserError(f"{source} is empty")
     if b"\0" in content:
@@ -92,10 +94,10 @@ class Layout:
             raise UserError(f"{self.source}, line {self.skipped + reader.line_num}: {error}") from None
 
     def parse(self, body: bytes, note: Callable[[str], None]) -> pd.DataFrame:
-        header = self._header(body)
+        header, body = self._header(body)
         names = [name.strip() or f"Unnamed: {place}" for place, name in enumerate(header)]
         check_names(self.source, names)
-        if not body.strip().count(b"\n"):
+        if not body.strip():
             return pd.DataFrame(columns=names, dtype="str")
         ragged: list[int] = []
         width = len(names)
@@ -103,7 +105,7 @@ class Layout:
         try:
             table = arrow_csv.read_csv(
                 pa.BufferReader(body),
-                arrow_csv.ReadOptions(use_threads=False, autogenerate_column_names=True, block_size=BLOCK),
+                arrow_csv.ReadOptions(use_threads=False, column_names=[f"f{place}" for place in range(width)], block_size=BLOCK),
                 arrow_csv.ParseOptions(
                     delimiter=self.delimiter,
                     quote_char=self.quote if quoted else False,
@@ -119,32 +121,39 @@ class Layout:
             self._check(body, width)
             raise UserError(f"{self.source} is not a table: {str(error).splitlines()[0]}") from None
         n_lines = body.count(b"\n") + (not body.endswith(b"\n"))
-        if ragged or table.num_columns != width or (quoted and n_lines > table.num_rows + 2):
+        if ragged or (quoted and n_lines > table.num_rows):
             self._check(body, width)
-        table = table.slice(1).rename_columns(names)
+        table = table.rename_columns(names)
         n = _filled(table)
         if n < table.num_rows:
             note(f"{self.source}: {table.num_rows - n:,} empty rows at the end left out")
         frame: pd.DataFrame = table.slice(0, n).to_pandas()
         return frame
 
-    def _header(self, body: bytes) -> list[str]:
-        """Return the cells of the header; raises `UserError` if the first line is not it."""
-        first, _, header = next(self.rows(body), (0, 0, []))
+    def _header(self, body: bytes) -> tuple[list[str], bytes]:
+        """Return the cells of the header, and the lines after it; raises `UserError` if the first line is not it."""
+        first, last, header = next(self.rows(body), (0, 0, []))
         if not header:
             raise UserError(f"{self.source} is empty")
         sample = list(islice(self.rows(body[:SAMPLE].rpartition(b"\n")[0] or body[:SAMPLE]), LINES)) or [
             (first, first, header)
         ]
-        widths = Counter(len(row) for _, _, row in sample)
-        width, times = widths.most_common(1)[0]
-        if width > len(header) and 2 * times > len(sample):
-            line = next(line for line, _, row in sample if len(row) == width)
-            raise UserError(
-                f"{self.source}, line {first}: {_cells(len(header))}, but most lines have {width}; the header is probably"
-                f" line {line}: set data.csv.skip to {line - 1}"
-            )
-        return header
+        width, times = Counter(len(row) for _, _, row in sample).most_common(1)[0]
+        most = [row for _, _, row in sample if len(row) == width]
+        trailing = width == len(header) + 1 and not any(row[-1] for row in most)  # each row ends in a separator
+        if trailing or width <= len(header) or 2 * times <= len(sample):
+            place = -1
+            for _ in range(last - self.skipped):
+                place = body.find(b"\n", place + 1)
+                if place < 0:
+                    return header, b""
+            self.skipped = last
+            return [*header, ""] if trailing else header, body[place + 1 :]
+        line = next(line for line, _, row in sample if len(row) == width)
+        hint = f"the header is probably line {line}: set data.csv.skip to {line - 1}"
+        if width == len(header) + 1 and times == len(sample) - 1:
+            hint = "give every column a name"
+        raise UserError(f"{self.source}, line {first}: {_cells(len(header))}, but most lines have {width}; {hint}")
 
     def _check(self, body: bytes, width: int) -> None:
         """Raise `UserError` for the first row of another width, or for rows that a stray quote makes one cell."""

@@ -74,13 +74,13 @@ class Texts:
         self.is_word = reading.is_missing(pd.Index(self.counts.index), words)
 
     @property
-    def all(self) -> "pd.Index[str]":
-        return pd.Index(self.counts.index, dtype="str")
+    def all(self) -> pd.Index:
+        return self.counts.index
 
     @cached_property
-    def present(self) -> "pd.Index[str]":
+    def present(self) -> pd.Index:
         """The texts that are no word for a missing value."""
-        return pd.Index(self.all[~self.is_word])
+        return self.counts[~self.is_word].index
 
     @property
     def words(self) -> dict[str, int]:
@@ -190,19 +190,27 @@ def _named(
         case "datetime":
             reason = "named in data.formats" if name in data.formats else reason
             moment = data.formats.get(name) or _moment_format(name, values, texts)
+            if moment is None:
+                example = texts.present[0] if texts and len(texts.present) else ""
+                raise UserError(
+                    f"data.kinds: {name!r} is datetime, but {example!r} has no known format: set data.formats"
+                )
             return Found(
                 "datetime", f"{reason}; {moment}", Reading(type="moment", format=moment, missing=missing), words
             )
     return None
 
 
-def _moment_format(name: str, values: pd.Series, texts: Texts | None) -> str:
+def _moment_format(name: str, values: pd.Series, texts: Texts | None) -> str | None:
+    """Return the format of a column that data.kinds calls datetime; None if it is unknown."""
     if texts is None:
-        whole = _whole(values)
-        return ISO if whole is None else date_formats.of_integers(whole, f"{name} time") or ISO
-    if texts.written is not None and texts.written.formats == (Numbers(),):
-        return date_formats.of_integers(texts.present.to_numpy(np.float64), f"{name} time") or ISO
-    return _one_format(name, texts) or ISO
+        whole = _whole(values) if reading.is_number(values) else None
+        return ISO if whole is None else date_formats.of_integers(whole, f"{name} time")
+    if not len(texts.present):
+        return ISO
+    if numbers.matches(pa.array(texts.present), numbers.INTEGER).all():
+        return date_formats.of_integers(texts.present.to_numpy(np.float64), f"{name} time")
+    return _one_format(name, texts)
 
 
 def _of_text(name: str, values: pd.Series, texts: Texts, choice: Choice | None, data: Data) -> Found:
@@ -555,6 +563,8 @@ def _examples(cells: pd.Series, values: pd.Series, found: Found) -> tuple[tuple[
         before = canonical_value(cells.iloc[row])[:40]
         after = values.iloc[row]
         text = canonical_value(after)
+        if found.reading.type == "number" and numbers.matches(pa.array([before]), numbers.PLAIN)[0]:
+            text = before
         if isinstance(after, pd.Timestamp):
             text = after.strftime("%Y-%m-%d %H:%M:%S" if moments.holds(found.reading.format)[0] else "%H:%M:%S")
         shown[before] = text[:40]

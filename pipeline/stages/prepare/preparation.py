@@ -93,8 +93,8 @@ def prepare(table: pd.DataFrame, second: pd.DataFrame | None, data: Data, seed: 
     notes += inference.notes(table, found, target)
     schema = Schema(columns=columns, target=target, transfer_target=transfer_target, rows=counts, notes=tuple(notes))
     if not schema.features:
-        reasons = "; ".join(f"{c.name!r} is {c.reason}" for c in columns[:5])
-        raise UserError(f"no column is left to learn from: {reasons}")
+        reasons = "; ".join(f"{c.name!r}: {c.reason}" for c in columns[:5])
+        raise UserError(f"no column is left to learn from: {reasons or 'the table holds only the target'}")
 
     features = validation.check(table, schema, "data.source")
     preprocessor = preprocessing.fit(features.iloc[splits["train"]], schema, data.scaling)
