@@ -65,20 +65,17 @@ def read(
     start, named = _table_start(source, content, before, note)
     body = _without_last_lines(content, after)[start:]
     delimiter = "\t" if tabs else named or _sniff(body, options.quote)
-    layout = Layout(
-        source,
-        delimiter if options.separator == "auto" else options.separator,
-        options.quote,
-        content.count(b"\n", 0, start),
-    )
+    delimiter = delimiter if options.separator == "auto" else options.separator
+    layout = Layout(source, delimiter, options, content.count(b"\n", 0, start))
     return layout.parse(body, note)
 
 
 class Layout:
     """Where a table stands in its file, and how its cells are separated."""
 
-    def __init__(self, source: str, delimiter: str, quote: str, skipped: int) -> None:
-        self.source, self.delimiter, self.quote, self.skipped = source, delimiter, quote, skipped
+    def __init__(self, source: str, delimiter: str, options: Csv, skipped: int) -> None:
+        self.source, self.delimiter, self.quote, self.skip = source, delimiter, options.quote, options.skipped
+        self.skipped = skipped  # lines of the file before those that are read
 
     def rows(self, body: bytes) -> Iterator[tuple[int, int, list[str]]]:
         """Yield first and last line number and cells of each row that is not blank."""
@@ -140,7 +137,8 @@ class Layout:
         ]
         width, times = Counter(len(row) for _, _, row in sample).most_common(1)[0]
         most = [row for _, _, row in sample if len(row) == width]
-        trailing = width == len(header) + 1 and not any(row[-1] for row in most)  # each row ends in a separator
+        nameless = width == len(header) + 1 and times == len(sample) - 1
+        trailing = nameless and not any(row[-1] for row in most)  # each row ends in a separator
         if trailing or width <= len(header) or 2 * times <= len(sample):
             place = -1
             for _ in range(last - self.skipped):
@@ -151,8 +149,10 @@ class Layout:
             return [*header, ""] if trailing else header, body[place + 1 :]
         line = next(line for line, _, row in sample if len(row) == width)
         hint = f"the header is probably line {line}: set data.csv.skip to {line - 1}"
-        if width == len(header) + 1 and times == len(sample) - 1:
+        if nameless:
             hint = "give every column a name"
+        if any(len(cell) > 1 and cell[0] == cell[-1] == "'" for cell in (cell.strip() for cell in header)):
+            hint = "are cells quoted? set data.csv.quote"
         raise UserError(f"{self.source}, line {first}: {_cells(len(header))}, but most lines have {width}; {hint}")
 
     def _check(self, body: bytes, width: int) -> None:
@@ -172,8 +172,9 @@ class Layout:
             if len(row) != width:
                 hint = ""
                 if n_lines - first < FOOTER:
+                    before, after = self.skip
                     hint = (
-                        f"; if the table ends before it, set data.csv.skip to [{self.skipped}, {n_lines - first + 1}]"
+                        f"; if the table ends before it, set data.csv.skip to [{before}, {after + n_lines - first + 1}]"
                     )
                 if row[0].startswith("#"):
                     hint = "; lines that begin with # are comments only before the header: remove it"
@@ -199,11 +200,11 @@ def _as_utf8(source: str, content: bytes, encoding: str, note: Callable[[str], N
 
     sample = content[max(0, place - SAMPLE // 2) : place + SAMPLE // 2]
     matches = from_bytes(sample, cp_isolation=_ENCODINGS) or from_bytes(sample)
-    equal = [match for match in matches if (match.chaos, match.coherence) == (matches[0].chaos, matches[0].coherence)]
-    # Of the encodings that fit equally well, the one of Western Europe is by far the most common.
-    western = not equal or any("cp1252" in match.could_be_from_charset for match in equal)
+    # Of encodings that fit about equally well, the one of Western Europe is by far the most common.
+    close = [m for m in matches if m.chaos <= matches[0].chaos + 0.01 and m.coherence >= matches[0].coherence - 0.05]
+    western = not close or any("cp1252" in match.could_be_from_charset for match in close)
     try:
-        guessed = "cp1252" if western else equal[0].encoding
+        guessed = "cp1252" if western else close[0].encoding
         text = content.decode(guessed)
     except UnicodeError:
         guessed, text = "latin-1", content.decode("latin-1")

@@ -66,6 +66,8 @@ def time_zone(name: str) -> ZoneInfo | str | None:
     """Return the zone of an abbreviation, such as CET, or of a name, such as Europe/Berlin; None if unknown."""
     if name.upper() in _ZONES:
         return f"{_ZONES[name.upper()]:+03d}:00"
+    if found := re.fullmatch(r"(?:GMT|UTC)([+-])(\d{1,2})(?::?(\d{2}))?", name, re.IGNORECASE):
+        return f"{found[1]}{int(found[2]):02}:{found[3] or '00'}"
     try:
         return ZoneInfo(name) if "/" in name else None
     except (ZoneInfoNotFoundError, ValueError):

@@ -13,9 +13,9 @@ EXAMPLES = 200  # cells that must fit a format before all are parsed
 _MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
 _ISO = r"\d{4}-\d{2}(-\d{2})?([T ]\d{2}:?\d{2}.*)?|\d{8}T\d{4,6}.*"
 _WEEKDAY = re.compile(r"^(mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|sat(?:ur)?|sun)(day)?\b", re.IGNORECASE)
-_CLOCK = re.compile(r"(\d{1,2})([:.h])(\d{2})(?:([:.])(\d{2})([.,]\d{1,6})?)?(\s?[ap]\.?m\.?\b)?", re.IGNORECASE)
-_OFFSET = re.compile(r"\s?[+-]\d{2}:?\d{2}$")
-_ZONE = re.compile(r" ([A-Za-z]+/[A-Za-z_/]+|[A-Z]{1,5})(?= \d{4}$|$)")
+_CLOCK = re.compile(r"(\d{1,2})([:.h])(\d{2})(?:([:.])(\d{2})([.,]\d{1,6})?)?(\s?[ap]\.?m(?:\.|\b))?", re.IGNORECASE)
+_OFFSET = re.compile(r"(?<![A-Z])\s?[+-]\d{2}:?\d{2}$")
+_ZONE = re.compile(r" ([A-Za-z]+/[A-Za-z_/]+|[A-Z]{1,5}|(?:GMT|UTC)[+-]\d{1,2}(?::?\d{2})?)$")
 
 
 def find(texts: pd.Index) -> list[str]:
@@ -68,9 +68,9 @@ def _candidates(example: str) -> Iterator[list[str]]:
         before = "%A" if found[2] else "%a"
         text = text[found.end() :]
     zone = ""
-    if found := _OFFSET.search(text) if ":" in text else None:
+    if ":" in text and (found := _OFFSET.search(text)):
         zone, text = (" %z" if found[0].startswith(" ") else "%z"), text[: found.start()]
-    elif (found := _ZONE.search(text)) and found.end() == len(text) and moments.time_zone(found[1]) is not None:
+    elif (found := _ZONE.search(text)) and moments.time_zone(found[1]) is not None:
         zone, text = moments.ZONE, text[: found.start()]
     clocks = [("", "", text)]
     for found in _CLOCK.finditer(text):

@@ -265,8 +265,14 @@ def _doubtful(name: str, texts: Texts) -> str:
     if not doubtful:
         return ""
     shown = ", ".join(f"{text!r} in {n:,} rows" for text, n in list(doubtful.items())[:3])
-    listed = ", ".join(f'"{text}"' for text in doubtful)
-    return f"{name}: {shown} read as text; if it means missing, set data.missing: {{{name}: [{listed}]}}"
+    listed = ", ".join(map(_in_yaml, doubtful))
+    return f"{name}: {shown} read as text; if it means missing, set data.missing: {{{_in_yaml(name)}: [{listed}]}}"
+
+
+def _in_yaml(text: str) -> str:
+    """Write a name or a word so that it can be pasted into params.yaml."""
+    plain = re.fullmatch(r"[A-Za-z]\w*", text) and text.lower() not in {*TRUTH, "null", "none"}
+    return text if plain else "'" + text.replace("'", "''") + "'"
 
 
 def _almost(texts: Texts) -> str:
@@ -302,7 +308,7 @@ def _one_format(name: str, texts: Texts) -> str | None:
         example = texts.present[0]
         options = " or ".join(f'"{each}"' for each in fitting)
         raise UserError(
-            f'{name!r}: {example!r} and all other cells fit {options}: set data.formats: {{{name}: "{fitting[0]}"}}'
+            f'{name!r}: {example!r} and all other cells fit {options}: set data.formats: {{{_in_yaml(name)}: "{fitting[0]}"}}'
         )
     return fitting[0] if fitting else None
 

@@ -54,6 +54,9 @@ def find(texts: pd.Index, *, with_words: bool = True) -> Written | None:
     valid = found.is_valid().to_numpy(zero_copy_only=False)
     words = texts[~valid & ~numbers.matches(pc.utf8_lower(cells), numbers.INFINITE)]
     few = with_words and len(words) <= MAX_WORDS and valid.sum() >= MIN_NUMBERS
+    few = few and bool(
+        (words.str.len() > 1).all()
+    )  # letters beside numbers are names, such as chromosomes 1 to 22, X, Y
     if len(words) and (not few or words.str.contains(r"\d").any()):
         return None
     found = found.drop_null()
