@@ -202,14 +202,18 @@ def _as_utf8(source: str, content: bytes, encoding: str, note: Callable[[str], N
     matches = from_bytes(sample, cp_isolation=_ENCODINGS) or from_bytes(sample)
     # Of encodings that fit about equally well, the one of Western Europe is by far the most common.
     close = [m for m in matches if m.chaos <= matches[0].chaos + 0.01 and m.coherence >= matches[0].coherence - 0.05]
-    western = not close or any("cp1252" in match.could_be_from_charset for match in close)
+    western = any("cp1252" in match.could_be_from_charset for match in close)
     try:
         guessed = "cp1252" if western else close[0].encoding
         text = content.decode(guessed)
-    except UnicodeError:
-        guessed, text = "latin-1", content.decode("latin-1")
-    cell = sample[max(0, min(place, SAMPLE // 2) - 10) :][:30].decode(guessed, "replace").split("\n")[0].strip()
-    note(f"{source}: not UTF-8 (byte {place}); read as {guessed}, such as {cell!r}; data.csv.encoding overrides it")
+    except (IndexError, UnicodeError):
+        raise UserError(
+            f"{source} is not UTF-8 text (byte {place}): set data.csv.encoding, for example to cp1252"
+        ) from None
+    line = content[content.rfind(b"\n", 0, place) + 1 :][:SAMPLE].split(b"\n")[0].decode(guessed, "replace").strip()
+    at = min(place - content.rfind(b"\n", 0, place), len(line))
+    shown = line[max(0, at - 20) : at + 20]
+    note(f"{source}: not UTF-8 (byte {place}); read as {guessed}, as in {shown!r}; data.csv.encoding overrides it")
     return text.encode("utf-8")
 
 

@@ -222,7 +222,7 @@ def _of_text(name: str, values: pd.Series, texts: Texts, choice: Choice | None, 
         return Found("categorical", "true or false", Reading(type="boolean", missing=missing), words)
     if choice is not None and texts.written is not None:
         if reason := _codes(name, texts.present):
-            if _is_id(len(texts.all), int(texts.counts.sum())):
+            if _is_id(len(texts.all), int(texts.counts.sum())) and not _CODE.search(name):
                 return Found("drop", f"{reason}, with a value of its own in almost every row: an id")
             return _words(texts, data, name, reason)
         if choice.other is not None:
@@ -352,7 +352,7 @@ def _of_type(name: str, values: pd.Series) -> Found:
         long = np.abs(whole).max() >= LARGEST_EXACT
         if long or _CODE.search(name):
             reason = "codes of 16 digits and more" if long else "codes by their name"
-            if _is_id(values.nunique(), len(whole)):
+            if _is_id(values.nunique(), len(whole)) and not _CODE.search(name):
                 return Found("drop", f"{reason}, with a value of its own in almost every row: an id")
             return Found("categorical", reason)
     return _of_numbers(name, cells, whole, Reading(type="number"))
