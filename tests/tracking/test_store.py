@@ -36,10 +36,13 @@ def test_runs_stay_in_the_folder_of_the_project_whatever_its_name(
     for file in ("dvc.yaml", "params.yaml", "constraints.txt"):
         shutil.copy(template / file, folder)
     (folder / "pipeline").symlink_to(template / "pipeline")
+    (bundle := folder / "bundle").mkdir()
+    (bundle / "model.json").write_text("{}")
     monkeypatch.chdir(folder)
     with stage_run("fetch", config.load()) as run:
         run.log_metrics({"rows": 3})
         run.log_files(folder / "params.yaml")
+        run.log_model(bundle)
 
     client = MlflowClient(store.tracking_uri(config.load().tracking))
     experiment = client.get_experiment_by_name("nycflights")
@@ -47,7 +50,10 @@ def test_runs_stay_in_the_folder_of_the_project_whatever_its_name(
     (logged,) = client.search_runs([experiment.experiment_id])
     assert (logged.info.status, logged.data.metrics) == ("FINISHED", {"rows": 3.0})
     assert [file.path for file in client.list_artifacts(logged.info.run_id)] == ["params.yaml"]
+    (model,) = client.search_logged_models([experiment.experiment_id])
+    assert model.status == "READY"
     assert (folder / "mlflow.db").is_file()
+    assert list((folder / "mlruns").rglob("artifacts/bundle/model.json"))
     assert list((folder / "mlruns").rglob("params.yaml"))
     assert list((template / "around").iterdir()) == [folder]  # nothing is written beside it
     assert list(tracking.database()) == []
