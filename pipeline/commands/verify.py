@@ -22,7 +22,7 @@ from pipeline.commands import objects
 from pipeline.commands.comparison import difference
 from pipeline.core.errors import UserError, printable
 from pipeline.runtime import console
-from pipeline.tracking import identity
+from pipeline.tracking import identity, store
 
 LOCK = Path("dvc.lock")
 DAMAGED = f"{LOCK} is damaged: run git checkout {LOCK}, then dvc repro"
@@ -76,13 +76,14 @@ def report(only: str | None) -> None:
 
 def verify(only: str | None = None) -> list[Verdict]:
     """Rebuild all stages, or `only` one from its inputs in `dvc.lock`; returns a verdict per stage, in build order."""
+    root = git_root()
     locked = load_lock()
     listed = _call(Path(), sys.executable, "-m", "dvc", "stage", "list", "--name-only", "--fail")
     lock, removed = split(locked, [line.strip() for line in listed.splitlines()])
     if removed:
         print(f"skipped, no longer in dvc.yaml: {printable(', '.join(removed))}", flush=True)
     chosen = select(lock, only)
-    with clone() as folder:
+    with clone(root) as folder:
         reasons = stale(lock, changes(folder))
         verdicts: list[Verdict] = []
         with console.progress("verify", len(chosen)) as advance:
@@ -177,12 +178,24 @@ def changes(folder: Path) -> dict[str, list[str]]:
     return found
 
 
+def git_root() -> Path:
+    """The root of the git repository: this folder, or one above it."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / ".git").exists():
+            return folder
+    raise UserError(f"{here} is not in a git repository, which verify has to clone: run git init")
+
+
 @contextmanager
-def clone() -> Iterator[Path]:
-    """Yield a temporary clone with the files of the working tree, but no outputs, cache or runs."""
+def clone(root: Path) -> Iterator[Path]:
+    """Yield a temporary clone of the repository `root` with the files of this folder, but no outputs, cache or runs.
+
+    The files are in the root of the clone, also if this folder is below the root of the repository.
+    """
     with tempfile.TemporaryDirectory(prefix="verify-") as temporary:
         folder = Path(temporary).resolve() / "clone"
-        _call(Path(), "git", "clone", "--quiet", "--no-checkout", ".", str(folder))
+        _call(Path(), "git", "clone", "--quiet", "--no-checkout", str(root), str(folder))
         for name in _call(Path(), "git", "ls-files", "-z", "-co", "--exclude-standard").split("\0"):
             if name and Path(name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -228,7 +241,7 @@ def _run(command: str, folder: Path) -> str:
 def _environment(folder: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    return kept | {"PATH": programs, "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"}
+    return kept | {"PATH": programs, "MLFLOW_TRACKING_URI": store.database_uri(folder / "mlflow.db")}
 
 
 def _call(folder: Path, *command: str) -> str:

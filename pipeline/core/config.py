@@ -125,7 +125,7 @@ def from_mapping(values: Mapping[str, Any]) -> Config:
         for value in space.ends:
             try:
                 whole = isinstance(value, float) and value.is_integer()
-                _validated(_patched(plain, {name: int(value) if whole else value}))
+                _validated(_with_preset(_patched(plain, {name: int(value) if whole else value})))
             except _RefusedError as error:
                 raise _RefusedError(here, f"search.space.{name}: {error}") from None
     return config

@@ -52,7 +52,7 @@ def _in_project(url: str) -> str:
     scheme, found, rest = written.partition(":")
     match scheme.lower().partition("+")[0] if found else "file":
         case "sqlite":
-            path = rest.removeprefix("///")
+            path = unquote(rest.removeprefix("///"))
         case "file":
             path = unquote(rest if found else written)
         case _:

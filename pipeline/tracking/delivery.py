@@ -142,14 +142,14 @@ class Delivery:
         run, tags = self._client.get_run(self._run), {"bundle.sha256": event["digest"]}
         model = self._client.create_logged_model(self._experiment, "model", self._run, tags, run.data.params)
         new = model.model_id
-        code, bundle = (str(self._journal.folder / event[kept]) for kept in ("pipeline", "bundle"))
+        code, bundle = (self._journal.folder / event[kept] for kept in ("pipeline", "bundle"))
         with tempfile.TemporaryDirectory() as folder:
             with self._progress.working(), quiet():
                 mlflow.pyfunc.save_model(
                     f"{folder}/model",
                     python_model=f"{code}/commands/mlflow_model.py",
-                    artifacts={"bundle": bundle},
-                    code_paths=[code],
+                    artifacts={"bundle": bundle.as_uri()},  # MLflow would unquote a path
+                    code_paths=[str(code)],
                     pip_requirements=event["requirements"],
                     mlflow_model=mlflow.models.Model(model.artifact_location, self._run, model_uuid=new, model_id=new),
                 )

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from filelock import FileLock
 
@@ -34,7 +35,22 @@ ENVIRONMENT = {
 
 def tracking_uri(tracking: Tracking) -> str:
     """The variable MLFLOW_TRACKING_URI, else the parameter, else a database in the project."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or tracking.uri or f"sqlite:///{project_root() / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or tracking.uri or database_uri(project_root() / "mlflow.db")
+
+
+def database_uri(path: Path) -> str:
+    """The address of a SQLite database, with the characters quoted that would end or change its path.
+
+    MLflow creates the parent folder of what follows `sqlite:///`, unquoted; naming the driver prevents that.
+    """
+    quoted = str(path).replace("%", "%25").replace("?", "%3F")
+    return f"{'sqlite' if quoted == str(path) else 'sqlite+pysqlite'}:///{quoted}"
+
+
+def database_path(uri: str) -> Path | None:
+    """The file of a SQLite database, as SQLAlchemy reads its address; None if `uri` is a server or a folder."""
+    scheme, _, rest = uri.partition(":///")
+    return Path(unquote(rest.partition("?")[0])) if scheme.partition("+")[0] == "sqlite" else None
 
 
 def connect(uri: str) -> "MlflowClient":
@@ -51,7 +67,7 @@ def connect(uri: str) -> "MlflowClient":
 def make_own_database(tracking: Tracking, working: Working = nullcontext) -> None:
     """Create the project's own database if runs go there and it is missing."""
     own = project_root() / "mlflow.db"
-    if tracking_uri(tracking) == f"sqlite:///{own}":
+    if tracking_uri(tracking) == database_uri(own):
         make_database(own, working)
 
 
@@ -67,7 +83,7 @@ def make_database(path: Path, working: Working = nullcontext) -> None:
         for database, suffix in itertools.product((temporary, path), ("-journal", "-wal", "-shm")):
             Path(f"{database}{suffix}").unlink(missing_ok=True)  # or SQLite would replay it into the new database
         with quiet():
-            connect(f"sqlite:///{temporary}").search_experiments(max_results=1)
+            connect(database_uri(temporary)).search_experiments(max_results=1)
         temporary.replace(path)
 
 
@@ -78,7 +94,7 @@ def experiment_id(client: "MlflowClient", name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         # A bare sqlite URI would put artifacts under the folder in which the process runs.
-        location = (project_root() / "mlruns").as_uri() if client.tracking_uri.startswith("sqlite:") else None
+        location = (project_root() / "mlruns").as_uri() if database_path(client.tracking_uri) else None
         try:
             return str(client.create_experiment(name, artifact_location=location))
         except MlflowException:

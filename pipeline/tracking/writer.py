@@ -43,7 +43,7 @@ class Writer:
         `patience`: the stalled seconds to wait. Without it, as at the end of a stage, an interrupt only ends the wait.
         """
         ends_stage, patience = patience is None, PATIENCE if patience is None else patience
-        is_file = store.tracking_uri(self._tracking).startswith("sqlite:")
+        is_file = store.database_path(store.tracking_uri(self._tracking)) is not None
         longest = SERVER_SECONDS if ends_stage and not is_file else math.inf
         self._progress.made()
         self._closing.set()

@@ -65,7 +65,9 @@ def test_the_doctor_is_quick_and_changes_nothing(tmp_path: Path) -> None:
     "lacking", [["torch", "mlflow"], ["dvc"], ["pandas", "pydantic", "ruamel", "sklearn", "psutil"]]
 )
 def test_the_doctor_runs_without_some_packages_and_names_them(project: Callable[..., Path], lacking: list[str]) -> None:
-    project(IRIS)
+    call(project(IRIS), "git", "init", "--quiet")
+    Path(".dvc").mkdir()
+    Path(".dvc/config").touch()
     code = f"import sys; sys.modules.update(dict.fromkeys({lacking})); sys.argv[1:] = ['doctor']; from pipeline.commands import cli; cli.main()"
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False, timeout=60
@@ -88,7 +90,9 @@ def test_a_check_that_raises_is_reported_and_the_others_run(monkeypatch: pytest.
         yield from ()
 
     monkeypatch.setattr(checks, "CHECKS", {"first": halfway, "second": well})
-    (first, (one, cannot)), second = checks.examine()
+    (first, findings), second = checks.examine()
+    assert findings is not None
+    one, cannot = findings
     assert (first, one.what, second) == ("first", "one thing", ("second", []))
     assert cannot.what == "cannot be checked: RuntimeError: a bug"
 
@@ -248,6 +252,27 @@ def objects() -> list[Path]:
 def written(path: Path, content: bytes) -> None:
     path.chmod(0o644)  # DVC's cache is read-only
     path.write_bytes(content)
+
+
+def test_without_a_repository_only_that_is_reported(built: Path) -> None:
+    shutil.rmtree(".git")
+    (Path("dvc.lock")).write_text("{")  # whatever it holds
+    examined = dict(checks.examine())
+    assert examined["repository"] == [Finding("this folder is not in a git repository", "git init")]
+    assert {name for name, findings in examined.items() if findings is None} == checks.NEED_REPOSITORY
+    said = call(built, sys.executable, "-m", "pipeline", "doctor", status=1)
+    assert "skip  dvc.lock\n" in said
+    assert "rm dvc.lock" not in said
+
+
+def test_a_whole_lock_that_dvc_refuses_is_not_called_damaged(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "CHECKS", {"dvc.lock": checks.CHECKS["dvc.lock"]})
+    Path(".gitignore").write_text("dvc.lock\n")
+    ((_, findings),) = checks.examine()
+    assert findings is not None
+    (finding,) = findings
+    assert finding.what == f"cannot be checked: FileIsGitIgnored: '{built / 'dvc.lock'}' is git-ignored."
+    assert finding.remedy == "fix the other problems first, then run the doctor again"
 
 
 TORN = "dvc.lock", "cache", "outputs", "remotes", "bundles"

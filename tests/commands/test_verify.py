@@ -222,6 +222,29 @@ def test_only_commands_in_dvc_yaml_are_run(
     assert not victim.exists()
 
 
+@pytest.mark.slow
+def test_a_project_below_the_root_of_its_git_repository_is_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "mono/team/project"
+    ignored = shutil.ignore_patterns(".git", ".dvc", "models")
+    shutil.copytree(tiny(tmp_path / "alone"), folder, ignore=ignored)
+    (tmp_path / "mono/other.txt").write_text("of another team")
+    call(tmp_path / "mono", "git", "init", "--quiet")
+    call(folder, "dvc", "init", "--subdir", "--quiet")
+    call(folder, "dvc", "config", "core.analytics", "false")
+    call(folder, "dvc", "repro")
+    monkeypatch.chdir(folder)
+    assert verify.verify() == verify.verify("train") == [verify.Verdict("train", 1, [])]
+    (folder / "dvc.yaml").write_text((folder / "dvc.yaml").read_text().replace("{}", "[]"))
+    assert verify.verify()[0].text == "stale: its command changed; run dvc repro"
+
+
+def test_a_folder_outside_of_git_is_refused_in_one_line(lock: verify.Lock, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"^{tmp_path} is not in a git repository, .* run git init$"):
+        verify.verify()
+
+
 def small(folder: Path) -> Path:
     """A clone with the stages fetch, prepare and train, reproduced."""
     clone(folder, {"data.source": "t.csv", "data.target": "label", "data.task": "binary", "train.overfit": None})

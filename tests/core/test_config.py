@@ -105,6 +105,15 @@ def test_a_parameter_without_effect_on_a_trial_cannot_be_searched(params, name):
     assert f"search.space.{name} has no effect on a trial" in refusal(path)
 
 
+def test_the_words_auto_and_preset_can_be_searched_where_a_parameter_takes_them(params):
+    def space(name, word):
+        return params(("    model.dropout: {low: 0.0, high: 0.2}", f"    {name}: {{choices: [{word}, 0.5]}}"))
+
+    assert config.load(space("model.dropout", "preset")).search.space["model.dropout"].ends == ("preset", 0.5)
+    for name, word in (("train.momentum", "preset"), ("model.dropout", "auto"), ("train.momentum", "auto")):
+        assert f"search.space.{name}: {name} must be a valid number, got '{word}'" in refusal(space(name, word))
+
+
 def test_config_cannot_be_changed(params):
     loaded = config.load(params())
     with pytest.raises(ValidationError, match="frozen"):
@@ -215,6 +224,8 @@ def test_an_embedding_has_an_upper_bound(params):
     [
         "sqlite:///../outside.db",
         "sqlite:////tmp/outside.db",
+        "sqlite:///%2e%2e/outside.db",
+        "sqlite:///%2Ftmp/outside.db",
         "sqlite+pysqlite:///runs/../../outside.db",
         " SQLite:////tmp/outside.db",
         "sqlite:///file:/tmp/outside.db?uri=true",

@@ -24,6 +24,8 @@ CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
     "bundles": storage.bundles,
     ".state": tracking.state,
 }
+# DVC refuses to run where `repository` has a finding.
+NEED_REPOSITORY = {"dvc.lock", "DVC locks", "cache", "outputs", "remotes", "bundles"}
 
 
 def doctor() -> None:
@@ -32,19 +34,24 @@ def doctor() -> None:
     green, red, plain = ("\033[32m", "\033[31m", "\033[0m") if is_coloured else ("", "", "")
     n_problems = 0
     for name, findings in examine():
-        print(f"{red}wrong{plain}" if findings else f"{green}ok{plain}   ", name, flush=True)
-        for finding in findings:
+        verdict = "skip " if findings is None else f"{red}wrong{plain}" if findings else f"{green}ok{plain}   "
+        print(verdict, name, flush=True)
+        for finding in findings or ():
             print(f"      {finding.what}\n      remedy: {finding.remedy}", flush=True)
-        n_problems += len(findings)
+        n_problems += len(findings or ())
     if n_problems:
         print(f"{n_problems} problem{'s' * (n_problems != 1)} found")
         raise SystemExit(1)
     print("all checks passed")
 
 
-def examine() -> Iterator[tuple[str, list[Finding]]]:
-    """Run each check; yields its name and its findings."""
+def examine() -> Iterator[tuple[str, list[Finding] | None]]:
+    """Run each check; yields its name and its findings, or None if it needs a repository and there is none."""
+    has_repository = True
     for name, check in CHECKS.items():
+        if not has_repository and name in NEED_REPOSITORY:
+            yield name, None
+            continue
         findings = []
         try:
             for finding in check():
@@ -55,4 +62,6 @@ def examine() -> Iterator[tuple[str, list[Finding]]]:
             reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
             remedy = "fix the other problems first, then run the doctor again"
             findings.append(Finding(f"cannot be checked: {reason}", remedy))
+        if name == "repository":
+            has_repository = not findings
         yield name, findings

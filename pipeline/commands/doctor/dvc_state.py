@@ -11,7 +11,8 @@ from pipeline.commands.doctor.storage import open_repo, stages
 def dvc_files() -> Iterator[Finding]:
     """Read dvc.yaml and dvc.lock as DVC does: it writes the lock in place, so that a kill can leave part of it."""
     from dvc.dvcfile import Lockfile
-    from dvc.exceptions import DvcException
+    from dvc.utils.serialize import ParseError
+    from dvc.utils.strictyaml import YAMLValidationError
 
     from pipeline.commands import objects
 
@@ -25,7 +26,7 @@ def dvc_files() -> Iterator[Finding]:
 
     try:
         Lockfile(open_repo(), str(Path("dvc.lock").absolute())).load()
-    except DvcException as error:
+    except (ParseError, YAMLValidationError) as error:  # another error says nothing about the lock
         yield damaged(first_line(error))
         return
     if not Path("dvc.lock").read_bytes().endswith(b"\n"):

@@ -54,7 +54,7 @@ def database() -> Iterator[Finding]:
                 f"{public} does not answer within {SECONDS:g} s: {why}",
                 "start the server, then run python -m pipeline sync to send the runs that wait in .state/runs",
             )
-    elif uri.startswith("sqlite:///") and (path := Path(uri.removeprefix("sqlite:///"))).exists():
+    elif (path := store.database_path(uri)) and path.exists():
         yield from _sqlite(path, uri)
 
 

@@ -37,7 +37,7 @@ def main() -> None:
                 run.log_trial(trial.number, trial.params, trial.state, trial.history)
                 advance(trial.line())
 
-            found = search(settings, runner, on_trial)
+            found = search(unsized, runner, on_trial, lambda config: config.sized(len(train)))
 
         best = config.replaced(unsized, found.best.params).sized(len(train))
         print(f"best {found.best.line()}; trained in full:")

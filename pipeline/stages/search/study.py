@@ -51,12 +51,18 @@ class SearchResult:
         return (scores.cummin() if lower_is_better(self.metric) else scores.cummax()).ffill()
 
 
-def search(config: Config, run: Runner, on_trial: Callable[[Trial], object] = lambda trial: None) -> SearchResult:
+def search(
+    config: Config,
+    run: Runner,
+    on_trial: Callable[[Trial], object] = lambda trial: None,
+    sized: Callable[[Config], Config] = lambda config: config,
+) -> SearchResult:
     """Run the trials of `config.search` with successive halving, trained by `run`.
 
     The score of a trial is the task's first metric on validation rows, at its best epoch. Trial 0 has the values of
     params.yaml, if they are in the space and the sampler is not `grid`. The parameters of trial n depend only on the seed
-    and n, for `tpe` also on the scores of earlier rounds. Raises `UserError` if all trials diverge.
+    and n, for `tpe` also on the scores of earlier rounds. `sized` replaces `auto` in a trial's configuration. Raises
+    `UserError` if all trials diverge.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     metric = f"val_{task_metrics(config.data.task)[0]}"
@@ -70,7 +76,7 @@ def search(config: Config, run: Runner, on_trial: Callable[[Trial], object] = la
         for point in points:
             study.enqueue_trial(dict(zip(spaces, point, strict=True)))
         n_trials = len(points)
-    elif (current := _current_point(config)) is not None:
+    elif (current := _current_point(config, sized)) is not None:
         study.enqueue_trial(current)
     n_round = TPE_ROUND if config.search.sampler == "tpe" else n_trials
     trials: list[Trial] = []
@@ -81,7 +87,7 @@ def search(config: Config, run: Runner, on_trial: Callable[[Trial], object] = la
             asked[number] = study.ask(distributions)
             drawn = asked[number].params
             params[number] = {n: drawn[n] if s.choices is None else s.choices[drawn[n]] for n, s in spaces.items()}
-        contenders = [Contender(n, replaced(config, own | {"model.ensemble": 1})) for n, own in params.items()]
+        contenders = [Contender(n, sized(replaced(config, own | {"model.ensemble": 1}))) for n, own in params.items()]
         ended = {}
         for contender, state in halving(contenders, config, run, metric):
             number, history = contender.number, contender.history
@@ -102,15 +108,22 @@ def search(config: Config, run: Runner, on_trial: Callable[[Trial], object] = la
     return SearchResult(trials, metric, best, _importances(study, trials, metric, config))
 
 
-def _current_point(config: Config) -> dict[str, Any] | None:
+def _current_point(config: Config, sized: Callable[[Config], Config]) -> dict[str, Any] | None:
     """Return the searched parameters of params.yaml in Optuna's terms; None if a value is outside of the space."""
-    values = flatten(config.model_dump(mode="json", include={"model", "train"}))
-    point = {}
+
+    def leaves(config: Config) -> dict[str, Any]:
+        return flatten(sized(config).model_dump(mode="json", include={"model", "train"}))
+
+    values, point = leaves(config), {}
     for name, space in config.search.space.items():
-        value, choices = values[name], json.loads(json.dumps(space.choices))
-        if choices is not None and value in choices:
-            point[name] = choices.index(value)
-        elif choices is None and value is not None and space.ends[0] <= value <= space.ends[1]:
+        value = values[name]
+        # A choice may be a word for a value: `auto` or `preset`.
+        equal = [
+            n for n, choice in enumerate(space.choices or ()) if leaves(replaced(config, {name: choice}))[name] == value
+        ]
+        if equal:
+            point[name] = equal[0]
+        elif space.choices is None and value is not None and space.ends[0] <= value <= space.ends[1]:
             point[name] = value
         else:
             return None

@@ -174,6 +174,26 @@ def test_trial_0_is_drawn_as_any_other_where_one_value_of_params_yaml_lies_outsi
     assert first["train.momentum"] != 0.7
 
 
+def test_auto_is_a_choice_that_becomes_a_number_in_its_trial_and_stays_a_word_in_the_result():
+    space = {"train.batch_size": {"choices": [64, 32, "auto"]}}
+    asked: dict[int, Config] = {}
+    config = configured("random", 12, space, train__batch_size="auto", train__epochs="auto")
+    found = search(config, runner(asked=asked), sized=lambda config: config.sized(120))
+    assert {trial.params["train.batch_size"] for trial in found.trials} == {64, 32, "auto"}
+    for number, trial in enumerate(found.trials):
+        chosen = trial.params["train.batch_size"]
+        assert asked[number].train.rows_a_step == (16 if chosen == "auto" else chosen)
+        assert asked[number] == replaced(config, trial.params | {"model.ensemble": 1}).sized(120)
+    assert drawn(found)[0] == {"train.batch_size": "auto"}
+
+
+def test_trial_0_has_the_value_of_params_yaml_where_a_choice_is_a_word_for_it():
+    space = {"train.lr": {"choices": [0.5, "preset"]}, "train.batch_size": {"low": 8, "high": 64}}
+    config = configured("random", 2, space, train__preset="strong", train__lr="preset", train__batch_size="auto")
+    found = search(config, made_up, sized=lambda config: config.sized(120))
+    assert drawn(found)[0] == {"train.lr": "preset", "train.batch_size": 16}
+
+
 def test_a_grid_begins_at_its_first_point_whatever_params_yaml_has():
     assert drawn(search(with_now("grid"), made_up)) == drawn(search(configured("grid", 6), made_up))
     assert list(drawn(search(with_now("grid"), made_up))[0].values()) == [1e-4, 0.5, 8, [4], 0.0]
