@@ -9,6 +9,8 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.types import ColSpec, Schema
+from mlflow.types.schema import AnyType
 from requests import HTTPError, RequestException
 
 from pipeline.tracking.journal import Event, Journal, Status
@@ -151,6 +153,7 @@ class Delivery:
                     artifacts={"bundle": bundle.as_uri()},  # MLflow would unquote a path
                     code_paths=[str(code)],
                     pip_requirements=event["requirements"],
+                    signature=_signature(bundle / "model.json"),
                     mlflow_model=mlflow.models.Model(model.artifact_location, self._run, model_uuid=new, model_id=new),
                 )
             self._client.log_model_artifacts(new, f"{folder}/model")
@@ -244,3 +247,10 @@ def is_transient(error: Exception) -> bool:
         return True
     about_event = (AssertionError, AttributeError, LookupError, TypeError, ValueError)
     return not isinstance(error, (*about_event, FileNotFoundError, NotADirectoryError))
+
+
+def _signature(description: Path) -> mlflow.models.ModelSignature:
+    """Name the columns that a model takes. Their types are left open: the model reads each value by its schema."""
+    columns = json.loads(description.read_bytes())["schema"]["columns"]
+    names = [column["name"] for column in columns if column["kind"] != "drop"]
+    return mlflow.models.ModelSignature(Schema([ColSpec(AnyType(), name, required=False) for name in names]))

@@ -45,7 +45,7 @@ def of_integers(values: np.ndarray, name: str) -> str | None:
     named = re.search(r"time|date|epoch|unix|stamp|(^|_)(ts|at|when)$", name, re.IGNORECASE)
     # Without a telling name, only the moments of a few decades, of which hardly any repeats, are taken for dates.
     years = (1980, 2100) if named else (2000, 2040)
-    distinct = len(np.unique(values)) > 0.9 * len(values)
+    distinct = len(pd.unique(values)) > 0.9 * len(values)
     for epoch, unit in EPOCHS.items():
         scale = {"s": 1, "ms": 1000}[unit]
         low, high = (pd.Timestamp(year=year, month=1, day=1).timestamp() * scale for year in years)

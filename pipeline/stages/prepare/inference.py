@@ -380,7 +380,7 @@ def _of_numbers(name: str, values: pd.Series, whole: np.ndarray | None, rule: Re
     if plain and (moment := date_formats.of_integers(whole, name)):
         what = f"{moment} since 1970" if moment in EPOCHS else f"dates as {moment}"
         return Found("datetime", what, Reading(type="moment", format=moment, missing=rule.missing))
-    n_values = len(np.unique(whole))
+    n_values = len(pd.unique(whole))
     if n_values <= MAX_INTEGER_CATEGORIES:
         return Found("categorical", f"whole numbers with only {n_values} values", rule)
     return Found("numeric", "numbers", rule, counts_rows=_counts_rows(whole))
@@ -397,7 +397,7 @@ def _row_number(name: str, whole: np.ndarray, *, complete: bool) -> str:
     kind = "a nameless column" if _NAMELESS.fullmatch(name) else "an id by its name"
     if _counts_rows(whole):
         return f"{kind} that counts the rows"
-    n_values = len(np.unique(whole))
+    n_values = len(pd.unique(whole))
     if n_values < len(whole):
         return ""
     if bool((np.diff(whole) > 0).all() or (np.diff(whole) < 0).all()):
