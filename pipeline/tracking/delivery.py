@@ -1,8 +1,10 @@
 """Send the events of a journal to MLflow."""
 
 import itertools
+import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import mlflow
