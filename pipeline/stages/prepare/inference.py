@@ -175,12 +175,12 @@ def _named(
     missing = data.missing_words(name)
     match wanted:
         case "numeric":
-            written = choice.numbers if choice else Numbers()
-            if choice and choice.other:
+            if texts is None or texts.written is None or choice is None:
+                return Found("numeric", reason, Reading(type="number", missing=missing), words)
+            if choice.other:
                 raise UserError(_two_numbers(name, choice, texts))
-            bounds = texts.written.bounds if texts and texts.written else ()
-            found = Reading(type="number", numbers=written, missing=missing, flags=bounds)
-            return Found("numeric", "; ".join(filter(None, (reason, written.shown()))), found, words)
+            found = Reading(type="number", numbers=choice.numbers, missing=missing, flags=texts.written.bounds)
+            return Found("numeric", "; ".join(filter(None, (reason, _how(texts.written, choice)))), found, words)
         case "categorical" | "text-as-category":
             named = data.missing[name] if isinstance(data.missing, dict) and name in data.missing else ()
             found = Reading(missing=named, verbatim=wanted == "text-as-category")
@@ -574,9 +574,7 @@ def _examples(cells: pd.Series, values: pd.Series, found: Found) -> tuple[tuple[
         if isinstance(after, pd.Timestamp):
             text = after.strftime("%Y-%m-%d %H:%M:%S" if moments.holds(found.reading.format)[0] else "%H:%M:%S")
         shown[before] = text[:40]
-    different = {
-        b: a for b, a in shown.items() if b != a and not numbers.matches(pa.array([b.strip()]), numbers.PLAIN)[0]
-    }
+    different = {before: after for before, after in shown.items() if before.lower() != after}
     if found.reading.type == "moment":
         different = {before: after.removesuffix(" 00:00:00") for before, after in shown.items()}
     return tuple((different or shown).items())[:2]
