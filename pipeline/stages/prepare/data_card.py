@@ -109,7 +109,10 @@ def render(prepared: Prepared, table: pd.DataFrame, second: pd.DataFrame | None,
         kinds=[(KIND_NAMES.get(kind, kind), n) for kind in KINDS if (n := len(schema.of_kind(kind)))],
         rows=_row_counts(schema.rows, len(rows), data),
         domains=[_splits(name, schema.rows) for name in prepared.domains],
-        targets=[_target(name, prepared, second if name == "transfer" and second is not None else table) for name in prepared.domains],
+        targets=[
+            _target(name, prepared, second if name == "transfer" and second is not None else table)
+            for name in prepared.domains
+        ],
         n_rows=len(rows),
         entries=[_entry(column, source.features, table, rows) for column in shown],
         n_columns=len(schema.columns),
@@ -140,7 +143,12 @@ def _most_interesting(columns: Sequence[Column]) -> list[Column]:
 
     def rank(place: int) -> int:
         column = columns[place]
-        remarkable = (column.kind == "drop", bool(column.words), _is_converted(column) or bool(column.reading.flags), True)
+        remarkable = (
+            column.kind == "drop",
+            bool(column.words),
+            _is_converted(column) or bool(column.reading.flags),
+            True,
+        )
         return remarkable.index(True)
 
     return [columns[place] for place in sorted(sorted(range(len(columns)), key=rank)[:MAX_COLUMNS])]
@@ -151,17 +159,21 @@ def _is_converted(column: Column) -> bool:
 
 
 def _row_counts(rows: dict[str, int], n_used: int, data: Data) -> list[tuple[str, str, str]]:
-    """List the counts of rows, each with its name and a remark."""
-    n_second = sum(n for name, n in rows.items() if name in {f"transfer_{split}" for split in SPLITS}) if data.transfer else 0
-    remarks = {"duplicates": "left out" if data.duplicates == "drop" else "kept", "target_missing": "left out", "totals": "left out"}
-    found = [(ROW_NAMES[name], f"{rows[name]:,}", remarks[name] if rows[name] and name in remarks else "") for name in ROW_NAMES if name in rows]
-    found.append(("used", f"{n_used:,}", ""))
-    if "transfer_read" in rows:
-        for name, label in ROW_NAMES.items():
-            if f"transfer_{name}" in rows:
-                n = rows[f"transfer_{name}"]
-                found.append((f"second table: {label}", f"{n:,}", remarks.get(name, "") if n else ""))
-        found.append(("second table: used", f"{n_second:,}", ""))
+    """List the counts of rows, each with its name and a remark; those of a second table last."""
+    remarks = {
+        "target_missing": "left out",
+        "duplicates": "left out" if data.duplicates == "drop" else "kept",
+        "totals": "left out",
+    }
+    found = []
+    for before, label in (("", ""), ("transfer_", "second table: ")):
+        if f"{before}read" not in rows:
+            continue
+        for name, what in ROW_NAMES.items():
+            if (n := rows.get(before + name)) is not None:
+                found.append((label + what, f"{n:,}", remarks.get(name, "") if n else ""))
+        n = sum(rows[f"transfer_{split}"] for split in SPLITS if f"transfer_{split}" in rows) if before else n_used
+        found.append((f"{label}used", f"{n:,}", ""))
     return found
 
 
@@ -212,7 +224,10 @@ def _entry(column: Column, features: pd.DataFrame, table: pd.DataFrame, rows: np
             absent = absent & ~cells
         picture = _picture(column, values.dropna(), len(rows))
     meanings = {BELOW: "at most the number", ABOVE: "at least the number"}
-    flags = [(flag, meanings.get(flag, ""), int(cells.sum())) for flag, cells in zip(column.reading.flags, flagged, strict=False)]
+    flags = [
+        (flag, meanings.get(flag, ""), int(cells.sum()))
+        for flag, cells in zip(column.reading.flags, flagged, strict=False)
+    ]
     n = int(absent.sum())
     kind = KIND_NAMES.get(column.kind, column.kind)
     return Entry(column, kind, n, _share(n, len(rows)), flags, _is_converted(column), picture)
@@ -221,11 +236,12 @@ def _entry(column: Column, features: pd.DataFrame, table: pd.DataFrame, rows: np
 def _absent(values: pd.Series, column: Column) -> np.ndarray:
     """Return which cells [n] of a column that was set aside are missing: empty, blank, or one of its words."""
     missing = values.isna().to_numpy()
-    if isinstance(values.dtype, pd.CategoricalDtype) and reading.is_text(pd.Series(values.cat.categories)):
-        texts = pd.Index(values.cat.categories, dtype="str").str.strip()
-        absent = np.asarray(texts == "") | reading.is_missing(texts, tuple(column.words))
-        missing = missing | np.append(absent, True)[values.cat.codes]
-    return missing
+    if not reading.is_text(values) or values.dtype == object:  # objects may be nested
+        return missing
+    codes, texts = reading.distinct(values)
+    texts = texts.str.strip()
+    absent = np.asarray(texts == "") | reading.is_missing(texts, tuple(column.words))
+    return missing | np.append(absent, True)[codes]
 
 
 def _picture(column: Column, values: pd.Series, n_rows: int) -> Picture:
@@ -267,14 +283,16 @@ def _moments(values: pd.Series, column: Column) -> Picture:
 
     has_time = "time" in column.parts
     first, last = ("first", "last") if moments.holds(column.reading.format)[0] else ("earliest", "latest")
-    return Picture([(first, shown(moment[0])), (last, shown(moment[-1]))], _histogram(moment, 0.0 if has_time else DAY, shown))
+    return Picture(
+        [(first, shown(moment[0])), (last, shown(moment[-1]))], _histogram(moment, 0.0 if has_time else DAY, shown)
+    )
 
 
 def _quantile(values: np.ndarray, share: float) -> float:
     """Interpolate linearly in sorted values, as `numpy.quantile` does after sorting them again."""
     place = share * (len(values) - 1)
-    low, high = values[math.floor(place)], values[math.ceil(place)]
-    return float(low if low == high else low + (high - low) * (place % 1))
+    low, high = float(values[math.floor(place)]), float(values[math.ceil(place)])
+    return low if low == high else low * (1 - place % 1) + high * (place % 1)
 
 
 def _histogram(values: np.ndarray, unit: float, shown: Callable[[float], str]) -> Histogram:
@@ -300,13 +318,18 @@ def _histogram(values: np.ndarray, unit: float, shown: Callable[[float], str]) -
     places = np.searchsorted(values, edges[1:-1], side="left")
     n_values = np.diff([0, *places, len(values)])
     last = unit if whole else 0.0  # whole numbers from 0 to 4 are fewer than 5
+    ends = np.minimum(edges[1:] - last, high)
     labels = [
-        shown(start) if start == end - last else f"{shown(start)} to {shown(end - last)}" for start, end in zip(edges[:-1], edges[1:], strict=True)
+        shown(a) if a == b else f"{shown(a)} to {shown(b)}"
+        for a, b in zip(edges[:-1].tolist(), ends.tolist(), strict=True)
     ]
-    n_outside = int(np.searchsorted(values, low, side="left") + len(values) - np.searchsorted(values, high, side="right"))
+    n_outside = int(
+        np.searchsorted(values, low, side="left") + len(values) - np.searchsorted(values, high, side="right")
+    )
     largest, n = int(n_values.max()), len(values)
     bars = [
-        Bar(label, int(k), _share(int(k), n), round(100 * int(k) / largest, 1)) for label, k in zip(labels, n_values, strict=True)
+        Bar(label, int(k), _share(int(k), n), round(100 * int(k) / largest, 1))
+        for label, k in zip(labels, n_values, strict=True)
     ]
     return Histogram(bars, shown(low), shown(high), n_outside)
 
