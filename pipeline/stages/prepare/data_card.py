@@ -235,13 +235,14 @@ def _entry(column: Column, features: pd.DataFrame, table: pd.DataFrame, rows: np
 
 def _absent(values: pd.Series, column: Column) -> np.ndarray:
     """Return which cells [n] of a column that was set aside are missing: empty, blank, or one of its words."""
-    missing = values.isna().to_numpy()
+    missing: np.ndarray = values.isna().to_numpy()
     if not reading.is_text(values) or values.dtype == object:  # objects may be nested
         return missing
     codes, texts = reading.distinct(values)
     texts = texts.str.strip()
     absent = np.asarray(texts == "") | reading.is_missing(texts, tuple(column.words))
-    return missing | np.append(absent, True)[codes]
+    found: np.ndarray = missing | np.append(absent, True)[codes]
+    return found
 
 
 def _picture(column: Column, values: pd.Series, n_rows: int) -> Picture:
