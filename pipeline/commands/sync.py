@@ -196,7 +196,8 @@ def _restore(run: runs.Run, stage: str, entry: Entry, version: Version, is_curre
                 run.log_metrics({f"{table}.rows": found.num_rows, f"{table}.columns": found.num_columns})
         case "prepare":
             run.log_metrics({f"rows.{name}": n for name, n in _json(outs["schema.json"])["rows"].items()})
-            run.log_files({"schema.json": outs["schema.json"]})
+            # Earlier versions wrote no data card.
+            run.log_files({name: outs[name] for name in ("schema.json", "data.html") if name in outs})
         case "baseline" | "evaluate":
             scores = _json(outs["metrics.json"])  # empty if there was no transfer domain
             if model:

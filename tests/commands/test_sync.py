@@ -16,6 +16,7 @@ from pipeline.commands import objects
 from pipeline.commands.sync import sync
 from pipeline.core import config
 from pipeline.core.errors import UserError
+from pipeline.core.files import write_text
 from pipeline.tracking import delivery, identity, store, writer
 from pipeline.tracking import journal as journals
 from pipeline.tracking.runs import files_of
@@ -193,6 +194,7 @@ def test_a_stage_with_files_in_another_format_is_skipped_and_not_counted(
     project(IRIS)
     run_chain("fetch")
     Path("data/prepared").mkdir()
+    write_text(Path("reports/data.html"), "<!DOCTYPE html>")
     for content in ("[1]", '"text"', "\xff", "{}", "[" * 100_000):
         Path("data/prepared/schema.json").write_text(content, encoding="latin-1")
         lock("fetch", "prepare")

@@ -27,7 +27,12 @@ def run_chain(*stages: str) -> None:
         run(stage)
 
 
-OUTS = {"fetch": "data/raw", "prepare": "data/prepared", "baseline": "reports/baseline", "register": "models/champion"}
+OUTS = {
+    "fetch": ["data/raw"],
+    "prepare": ["data/prepared", "reports/data.html"],
+    "baseline": ["reports/baseline"],
+    "register": ["models/champion"],
+}
 
 
 def lock(*chain: str) -> None:
@@ -38,11 +43,11 @@ def lock(*chain: str) -> None:
         entry = identity.stage_entry(stage)
         name, _, model = stage.partition("@")
         given = {watched: reduce(getitem, watched.split("."), params) for watched in declared["stages"][name]["params"]}
-        out = OUTS.get(stage) or (f"reports/{model}" if model else f"models/{name}")
+        outs = OUTS.get(stage) or [f"reports/{model}" if model else f"models/{name}"]
         stages[stage] = {
             "cmd": "",
             "deps": [{"path": path, "hash": "md5", "md5": md5} for path, md5 in entry["deps"].items()],
             "params": {"params.yaml": given},
-            "outs": [{"path": out, "hash": "md5", "md5": identity.checksum(Path(out))}],
+            "outs": [{"path": out, "hash": "md5", "md5": identity.checksum(Path(out))} for out in outs],
         }
     Path("dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": stages}))
