@@ -1,5 +1,7 @@
 """Tables whose cells were misread once: what each holds, and what is said of it."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,7 +17,7 @@ from tests.support.samples import make
 N = 60
 
 
-def csv(header: str, *cells: list[object], separator: str = ";") -> bytes:
+def csv(header: str, *cells: Sequence[object], separator: str = ";") -> bytes:
     """Write N rows that repeat the cells of each column."""
     rows = [separator.join(str(column[row % len(column)]) for column in cells) for row in range(N)]
     return "\n".join([header, *rows, ""]).encode()
