@@ -1,12 +1,13 @@
 """Tables whose cells were misread once: what each holds, and what is said of it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.core.settings import Csv, Data
+from pipeline.core.settings import Csv, Data, Task
 from pipeline.sources import text
 from pipeline.stages.prepare.preparation import Prepared, describe, prepare
 from pipeline.tables import validation
@@ -23,12 +24,12 @@ def csv(header: str, *cells: Sequence[object], separator: str = ";") -> bytes:
     return "\n".join([header, *rows, ""]).encode()
 
 
-def prepared(content: bytes, task: str = "binary", options: Csv | None = None, **data) -> Prepared:
+def prepared(content: bytes, task: Task = "binary", options: Csv | None = None, **data) -> Prepared:
     table = text.read("t.csv", content, options or Csv())
     return prepare(table, None, Data(source="s", target="y", task=task, csv=options or Csv(), **data), 0)
 
 
-def values(found: Prepared, name: str = "x") -> list[object]:
+def values(found: Prepared, name: str = "x") -> list[Any]:
     return [None if pd.isna(value) else value for value in found.domains["source"].features[name]]
 
 
