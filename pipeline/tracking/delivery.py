@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
@@ -147,6 +148,7 @@ class Delivery:
         model = self._client.create_logged_model(self._experiment, "model", self._run, tags, run.data.params)
         new = model.model_id
         code, bundle = (self._journal.folder / event[kept] for kept in ("pipeline", "bundle"))
+        signature, example = _columns(bundle / "model.json")
         with tempfile.TemporaryDirectory() as folder:
             with self._progress.working(), quiet():
                 mlflow.pyfunc.save_model(
@@ -155,7 +157,8 @@ class Delivery:
                     artifacts={"bundle": bundle.as_uri()},  # MLflow would unquote a path
                     code_paths=[str(code)],
                     pip_requirements=event["requirements"],
-                    signature=_signature(bundle / "model.json"),
+                    signature=signature,
+                    input_example=example,
                     mlflow_model=mlflow.models.Model(model.artifact_location, self._run, model_uuid=new, model_id=new),
                 )
             self._client.log_model_artifacts(new, f"{folder}/model")
@@ -251,8 +254,12 @@ def is_transient(error: Exception) -> bool:
     return not isinstance(error, (*about_event, FileNotFoundError, NotADirectoryError))
 
 
-def _signature(description: Path) -> mlflow.models.ModelSignature:
-    """Name the columns that a model takes. Their types are left open: the model reads each value by its schema."""
+def _columns(description: Path) -> tuple[mlflow.models.ModelSignature, pd.DataFrame]:
+    """Name the columns that a model takes, with a row of examples.
+
+    Their types are left open: the model reads each value by its schema.
+    """
     columns = json.loads(description.read_bytes())["schema"]["columns"]
-    names = [column["name"] for column in columns if column["kind"] != "drop"]
-    return mlflow.models.ModelSignature(Schema([ColSpec(AnyType(), name, required=False) for name in names]))
+    examples = {c["name"]: c["examples"][0][0] if c["examples"] else "" for c in columns if c["kind"] != "drop"}
+    inputs = Schema([ColSpec(AnyType(), name, required=False) for name in examples])
+    return mlflow.models.ModelSignature(inputs), pd.DataFrame([examples])

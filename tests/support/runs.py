@@ -1,5 +1,6 @@
 """Read the runs of a project from MLflow, remove them, and send what waits."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +13,16 @@ from mlflow.entities import Run
 from pipeline.core import config
 from pipeline.tracking import store
 from tests.support.imports import ROOT
+
+# The part of a model.json that MLflow is told of.
+DESCRIPTION = {"schema": {"columns": [{"name": "x", "kind": "numeric", "examples": [["1,5", "1.5"]]}]}}
+
+
+def describe_model(folder: Path, **more: object) -> str:
+    """Write a model.json as far as tracking reads it, and return its text."""
+    text = json.dumps(DESCRIPTION | more)
+    (folder / "model.json").write_text(text)
+    return text
 
 
 def all_runs() -> list[Run]:

@@ -30,6 +30,7 @@ from pipeline.tracking import journal as journals
 from pipeline.tracking.journal import JOURNALS
 from pipeline.tracking.runs import stage_run
 from tests.support.params import IRIS
+from tests.support.runs import describe_model
 
 
 def here() -> MlflowClient:
@@ -281,7 +282,7 @@ def test_a_model_and_its_version_are_created_once_even_if_sent_twice(
 ) -> None:
     folder = project(IRIS)
     (folder / "bundle").mkdir()
-    (folder / "bundle/model.json").write_text("{}")
+    described = describe_model(folder / "bundle")
     forget_what_was_sent(monkeypatch)
     upload = MlflowClient.log_model_artifacts
     monkeypatch.setattr(
@@ -302,7 +303,7 @@ def test_a_model_and_its_version_are_created_once_even_if_sent_twice(
     assert here().get_model_version_by_alias("iris", "champion").version == version.version
     assert only_run().data.tags["version"] == "1"
     (kept,) = (folder / "mlruns").rglob("model.json")
-    assert kept.read_text() == "{}"
+    assert kept.read_text() == described
 
 
 # ---------------------------------------------------------------------------------------------------------- the thread
@@ -467,7 +468,7 @@ def test_a_late_version_does_not_replace_a_later_champion_but_a_new_one_does(
 
     def register(model: str) -> None:
         (folder / model).mkdir(exist_ok=True)
-        (folder / model / "model.json").write_text(json.dumps(model))
+        describe_model(folder / model, of=model)
         with stage_run("register", config.load()) as run:
             run.register("iris", folder / model, {"model": model})
 
@@ -503,7 +504,7 @@ def test_a_model_registered_twice_at_once_has_one_version(
 ) -> None:
     folder = project(IRIS)
     (folder / "bundle").mkdir()
-    (folder / "bundle/model.json").write_text("{}")
+    describe_model(folder / "bundle")
     create = MlflowClient.create_model_version
 
     def after_another(*request: Any, **more: Any) -> Any:

@@ -13,6 +13,7 @@ from pipeline.core import config
 from pipeline.tracking import store
 from pipeline.tracking.runs import stage_run
 from tests.support.params import IRIS
+from tests.support.runs import describe_model
 
 NAMES = ["a%20b", "a?b", "a b#c", "a%3Fb%", "ü&=+@:[c]"]
 
@@ -37,7 +38,7 @@ def test_runs_stay_in_the_folder_of_the_project_whatever_its_name(
         shutil.copy(template / file, folder)
     (folder / "pipeline").symlink_to(template / "pipeline")
     (bundle := folder / "bundle").mkdir()
-    (bundle / "model.json").write_text("{}")
+    describe_model(bundle)
     monkeypatch.chdir(folder)
     with stage_run("fetch", config.load()) as run:
         run.log_metrics({"rows": 3})
