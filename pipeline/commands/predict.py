@@ -24,7 +24,9 @@ def predict(model: Path, table: str, output: Path) -> None:
     from pipeline.tables import validation
 
     bundle = load_bundle(model)
-    raw = readers.read_file(table, Csv() if not config.PATH.exists() else config.load().data.csv)
+    options = config.load().data.csv if config.PATH.exists() else Csv()
+    # The lines to skip are those of the training table.
+    raw = readers.read_file(table, options.model_copy(update={"skip": 0}))
     checked = validation.check(raw, bundle.schema, without_secret(table))
     for column, counts in validation.unseen(checked, bundle.schema).items():
         values = ", ".join(repr(value) for value in counts.index[:3]) + (", …" if len(counts) > 3 else "")

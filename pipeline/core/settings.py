@@ -72,7 +72,10 @@ EPOCHS = {"epoch seconds": "s", "epoch milliseconds": "ms"}
 
 def _is_moment_format(name: str) -> str:
     directives = re.fullmatch(r"(?:%[YymdBbjAaHIpMSfz]|[^%])+(?: %Z)?", name)
-    if name not in (ISO, QUARTER, *EPOCHS) and not (directives and len(name) <= 60 and re.search("%[YymdbBjHI]", name)):
+    repeated = len(parts := re.findall("%.", name)) > len(set(parts))
+    if name not in (ISO, QUARTER, *EPOCHS) and not (
+        directives and not repeated and len(name) <= 60 and re.search("%[YymdbBjHI]", name)
+    ):
         known = f"{ISO}, {QUARTER}, {', '.join(EPOCHS)} or a format such as %d/%m/%Y %H:%M"
         raise ValueError(f"must be {known}, got {name!r}")
     return name

@@ -19,7 +19,6 @@ from pipeline.tables.raw import check_names
 
 SAMPLE = 2**18  # bytes from which separator, header and encoding are found
 LINES = 100  # lines of the sample
-LONG_CELL = 4  # lines of a cell that are looked at for swallowed rows
 BLOCK = 2**26  # bytes parsed at a time; no row may be longer
 FOOTER = 10  # lines at the end that may be a footer
 _BOMS = {
@@ -29,7 +28,7 @@ _BOMS = {
 _ENCODINGS = ["cp1252", "latin_1", "iso8859_15", "cp1250", "cp1251", "koi8_r", "mac_roman", "cp437", "cp850",
               "shift_jis", "euc_jp", "gb18030", "big5", "euc_kr", "cp1253", "cp1254", "cp1255", "cp1256"]  # fmt: skip
 _OTHER_FILES = {
-    rb"\s*<(!doctype|html|head|\?xml)": "a web page or XML; is a login or another address needed?",
+    rb"\s*<[a-z!?]": "a web page or XML; is a login or another address needed?",
     rb"\s*(\{\s*[\"}]|\[\s*[\[{\"\]])": "JSON; convert it to CSV or Parquet",
     rb"PK\x03\x04": "an Excel workbook or a ZIP archive; save the sheet as CSV, or name the archive .zip",
     rb"\xd0\xcf\x11\xe0": "an Excel workbook; save the sheet as CSV",
@@ -47,7 +46,7 @@ def read(
     What was guessed or left out is told to `note`. `tabs` names the separator of a .tsv file.
     """
     for pattern, what in _OTHER_FILES.items():
-        if re.match(pattern, content[:1000], re.IGNORECASE):
+        if re.match(pattern, content[:1000].removeprefix(codecs.BOM_UTF8), re.IGNORECASE):
             raise UserError(f"{source} is {what}")
     content = _as_utf8(source, content, options.encoding, note)
     if b"\n" not in content:
@@ -157,13 +156,13 @@ class Layout:
 
     def _check(self, body: bytes, width: int) -> None:
         """Raise `UserError` for the first row of another width, or for rows that a stray quote makes one cell."""
-        n_lines = self.skipped + body.count(b"\n") + (not body.endswith(b"\n"))
+        n_lines = self.skipped + body.rstrip(b"\r\n").count(b"\n") + 1
         lines = body.split(b"\n")
         for first, last, row in self.rows(body):
             inner = lines[first - self.skipped : last - self.skipped - 1]
             separators = self.delimiter.encode()
             swallowed = sum(line.count(separators) >= max(1, width - 1) for line in inner)
-            if last - first >= LONG_CELL and 2 * swallowed >= len(inner):
+            if 2 * swallowed >= len(inner) > (0 if width > 2 else 2):
                 closes = f"closes in line {last}" if last < n_lines else "is never closed"
                 raise UserError(
                     f"{self.source}, line {first}: the lines up to {last} are one cell: a quote opens in line {first} and"
@@ -226,7 +225,7 @@ def _table_start(source: str, content: bytes, before: int, note: Callable[[str],
             raise UserError(f"{source}: data.csv.skip is {before}, but the file has fewer lines")
     while True:
         end = content.find(b"\n", start) + 1 or len(content)
-        line = content[start:end].strip()
+        line = content[start:end].strip(b"\r\n ")
         if found := re.fullmatch(rb'"?sep=(.|\\t)"?', line, re.IGNORECASE):
             separator = found[1].decode().replace("\\t", "\t")
         elif line.startswith(b"#") and not re.match(rb"#\w*[,;\t|]", line):
@@ -235,7 +234,7 @@ def _table_start(source: str, content: bytes, before: int, note: Callable[[str],
             break
         start = end
     if comments:
-        note(f"{source}: {comments} comment lines before the header left out")
+        note(f"{source}: {comments} comment line{'s' * (comments > 1)} before the header left out")
     return start, separator
 
 

@@ -3,9 +3,9 @@
 The value of a cell depends on the cell and the rule alone, never on other cells of its file.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -20,10 +20,11 @@ from pipeline.tables.values import as_plain, canonical, canonical_value
 
 Type = Literal["number", "moment", "boolean", "text"]
 
-MAX_FOREIGN = 1000  # texts compared with the categories, to bound the time
 
 # Words of truth values; each pair is one way of writing them.
 PAIRS = (("true", "false"), ("yes", "no"), ("y", "n"), ("t", "f"), ("on", "off"), ("1", "0"))
+# Pairs that may be mixed in one column; 1 and 0 may be among each of them.
+FAMILIES = tuple((*family, ("1", "0")) for family in ((PAIRS[0], PAIRS[3]), (PAIRS[1], PAIRS[2]), (PAIRS[4],)))
 TRUTH = {word: value for pair in PAIRS for word, value in zip(pair, ("true", "false"), strict=True)}
 
 
@@ -80,7 +81,7 @@ def read(values: pd.Series, reading: Reading) -> Cells:
     match reading.type:
         case "number":
             numbers, bound = parse(pa.array(texts), reading.numbers)
-            flagged = {flag: np.asarray(texts == flag) for flag in reading.flags}
+            flagged = {flag: np.asarray(texts.str.lower() == flag.lower()) for flag in reading.flags}
             flagged |= {flag: bound == side for flag, side in (("<", -1), (">", 1)) if flag in flagged}
             # A bound is a number only in a column that had bounds in training.
             unknown = np.isnan(numbers) | np.logical_or.reduce(
@@ -147,20 +148,29 @@ def _number_written(value: object, decimal: str) -> str:
 def known(texts: pd.Series, categories: Sequence[str], cells: pd.Series) -> pd.Series:
     """Replace a text that is no category by the category that means the same, if there is exactly one.
 
-    That is another spelling of true or false, or, if the cells are numbers, the same number, such as 7 for "007".
+    That is another spelling of true or false, or, for a cell that is a number, the same number, such as 7 for "007".
     """
-    foreign = pd.Index(texts.dropna().unique()).difference(pd.Index(categories), sort=False)
-    same = {}
-    for text in foreign[:MAX_FOREIGN]:
-        if text.lower() in ("true", "false"):
-            alike = [name for name in categories if name.lower() == text.lower()]
-        elif not is_text(cells) or dtypes.is_object_dtype(cells.dtype):
-            alike = [name for name in categories if _number(name) == _number(text) is not None]
-        else:
-            continue
-        if len(alike) == 1:
-            same[text] = alike[0]
-    return texts.replace(same) if same else texts
+    foreign = texts.notna() & ~texts.isin(list(categories))
+    if not foreign.any():
+        return texts
+    others = [str(text) for text in texts[foreign].unique()]
+    truths = _single((name.lower(), name) for name in categories if name.lower() in ("true", "false"))
+    if same := {text: truths[text.lower()] for text in others if text.lower() in truths}:
+        texts = texts.replace(same)
+    if not is_text(cells) or dtypes.is_object_dtype(cells.dtype):
+        numbers = _single((_number(name), name) for name in categories)
+        if same := {text: numbers[number] for text in others if (number := _number(text)) in numbers}:
+            is_number = cells.map(lambda value: not isinstance(value, str)).to_numpy(bool)
+            texts = texts.mask(foreign & is_number, texts.replace(same))
+    return texts
+
+
+def _single(pairs: Iterable[tuple[Any, str]]) -> dict[Any, str]:
+    """Return the names by what they mean, without those of which several mean the same."""
+    names: dict[Any, list[str]] = {}
+    for meaning, name in pairs:
+        names.setdefault(meaning, []).append(name)
+    return {meaning: found[0] for meaning, found in names.items() if len(found) == 1 and meaning is not None}
 
 
 def _number(text: str) -> float | None:

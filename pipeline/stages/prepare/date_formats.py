@@ -42,14 +42,18 @@ def of_integers(values: np.ndarray, name: str) -> str | None:
             pd.Series(pd.unique(values)).astype("int64").astype("str"), format="%Y%m%d", errors="coerce"
         )
         return None if days.isna().any() else "%Y%m%d"
-    named = re.search(r"time|date|epoch|unix|stamp|(^|_)(ts|at|when)$", name, re.IGNORECASE)
-    # Without a telling name, only the moments of a few decades, of which hardly any repeats, are taken for dates.
+    named = re.search(
+        r"(^|[\W_]|[a-z](?=[A-Z]))(?i:(date)?time|date|epoch|unix|timestamp|ts|at|when)([\W_\d]|ms$|$)|_(ms|millis)$",
+        name,
+    )
+    # Without a telling name, only moments of a few decades, of which hardly any repeats, are taken for dates; seconds if they ascend.
     years = (1980, 2100) if named else (2000, 2040)
     distinct = len(pd.unique(values)) > 0.9 * len(values)
     for epoch, unit in EPOCHS.items():
         scale = {"s": 1, "ms": 1000}[unit]
         low, high = (pd.Timestamp(year=year, month=1, day=1).timestamp() * scale for year in years)
-        if low <= smallest and largest < high and (named or distinct):
+        ascending = unit == "ms" or bool((np.diff(values) >= 0).all())
+        if low <= smallest and largest < high and (named or (distinct and ascending)):
             return epoch
     return None
 

@@ -17,7 +17,7 @@ from pipeline.stages.prepare import date_formats, number_formats
 from pipeline.stages.prepare.number_formats import Choice, Written
 from pipeline.tables import moments, numbers, reading
 from pipeline.tables.numbers import ABOVE, BELOW, Numbers
-from pipeline.tables.reading import PAIRS, TRUTH, Reading
+from pipeline.tables.reading import FAMILIES, PAIRS, TRUTH, Reading
 from pipeline.tables.schema import Column, Kind, Target
 from pipeline.tables.validation import nearest
 from pipeline.tables.values import as_plain, canonical, canonical_value
@@ -26,6 +26,7 @@ MAX_INTEGER_CATEGORIES = 10  # an integer column with at most this many values i
 MAX_VERSIONS = 50  # numbers with digits after the point that vary, such as 1.9 and 1.10, are categories up to this many
 MIN_ROWS_A_LABEL = 2  # with fewer rows per class on average, the target is an id or a measurement
 LARGEST_EXACT = 1e15  # integers of 16 digits and more lose digits as float64
+MIN_DIGITS = 4  # of most codes that are known by their name
 MIN_COUNTED = 10  # rows from which a column can be recognised as a row number
 
 _CODE_NAME = (
@@ -33,12 +34,11 @@ _CODE_NAME = (
     r"|siret|siren|insee|fips"
 )
 _CODE = re.compile(
-    rf"(^|[\W_])({_CODE_NAME})([\W_]|$)|[a-z](Zip|ZipCode|PostalCode|PostCode|Phone|Fax)$", re.IGNORECASE
+    rf"(?i:(^|[\W_])({_CODE_NAME})([\W_]|$))|[a-z](Zip|ZipCode|PostalCode|PostCode|Phone|PhoneNumber|Fax)$"
 )
 _ID = re.compile(
-    r"^(unnamed: \d+|index|idx|#|no\.?|nr\.?|num|number|key|pk|s\.? ?no\.?|serial.*|lfd.*|(row|record|obs|observation|case|line)"
-    r"([ _.]?(id|no|nr|num|number|index))?|(.*[\W_])?(id|uid|ids|index)|id[\W_].*)$|[a-z]I[dD]$|[a-z]ID$",
-    re.IGNORECASE,
+    r"(?i:^(unnamed: \d+|index|idx|#|no\.?|nr\.?|pk|s\. ?no\.?|sno|lfd\.? ?nr\.?|serial([ _]?(no|number))?"
+    r"|(row|record|obs|observation|case)([ _.]?(id|no|nr|num|number|index))?|(.*[\W_])?(id|uid|ids)|id[\W_].*)$)|[a-z]I[dD]$"
 )
 _TOTAL = re.compile(
     r"(grand |sub)?totals?|sum|overall|gesamt(summe)?|summe|insgesamt|total g[ée]n[ée]ral|somme|totale", re.IGNORECASE
@@ -137,7 +137,7 @@ def total_row(table: pd.DataFrame) -> int | None:
     last = len(table) - 1
     for name in table.columns:
         cell = table[name].iloc[last]
-        if isinstance(cell, str) and _TOTAL.fullmatch(cell.strip()):
+        if isinstance(cell, str) and _TOTAL.fullmatch(cell.strip().rstrip(":.")):
             return last if int((table[name] == cell).sum()) == 1 else None
     return None
 
@@ -304,7 +304,7 @@ def _two_numbers(name: str, choice: Choice, texts: Texts | None) -> str:
 def _one_format(name: str, texts: Texts) -> str | None:
     """Return the one format of dates that fits a column; raises `UserError` if several do."""
     fitting = date_formats.find(texts.present)
-    if len(fitting) > 1:
+    if len(fitting) > 1 and len({tuple(moments.parse(texts.present, each)) for each in fitting}) > 1:
         example = texts.present[0]
         options = " or ".join(f'"{each}"' for each in fitting)
         raise UserError(
@@ -316,24 +316,32 @@ def _one_format(name: str, texts: Texts) -> str | None:
 def _are_truth_values(texts: pd.Index) -> bool:
     """True if the texts are words for true and false, with both words of a pair, other than 1 and 0 alone."""
     words = set(texts.str.lower())
-    return words <= set(TRUTH) and not words <= {"1", "0"} and any(words >= set(pair) for pair in PAIRS)
+    alike = any(words <= set().union(*family) for family in FAMILIES)
+    return alike and not words <= {"1", "0"} and any(words >= set(pair) for pair in PAIRS)
 
 
 def _codes(name: str, texts: pd.Index) -> str | None:
     """Say why numbers are codes, whose text matters; None for numbers."""
-    if texts.str.fullmatch(r"0\d+").any():
-        example = texts[texts.str.fullmatch(r"0\d+")][0]
+    padded = texts.str.fullmatch(r"0\d+[^\d.,]*")
+    if padded.any():
+        example = texts[padded][0]
         return f"codes, such as {example!r} with its leading zero"
-    if texts.str.fullmatch(r"[+-]?\d{16,}").any():
+    if texts.str.fullmatch(r"[+-]?\d{16,}").mean() > 0.5:
         return "codes of 16 digits and more"
     if texts.str.fullmatch(r"\+\d{7,}").all():
         return "phone numbers"
-    if _CODE.search(name) and texts.str.fullmatch(r"\d+").all():
+    if (
+        _CODE.search(name)
+        and not texts.str.contains(r"[.,]").any()
+        and (texts.str.count(r"\d") >= MIN_DIGITS).mean() > 0.5
+    ):
         return "codes by their name"
     if len(texts) <= MAX_VERSIONS and texts.str.fullmatch(r"\d+\.\d+").all():
         digits = texts.str.extract(r"\.(\d+)$", expand=False)
         padded = digits.str.endswith("0") & (digits.str.len() > 1)
-        if padded.any() and digits.str.len().nunique() > 1:
+        repeated = len(pd.unique(texts.to_numpy(np.float64))) < len(texts)
+        counted = bool((texts[padded].str.extract(r"\.(\d+)$", expand=False) == "10").any()) if padded.any() else False
+        if padded.any() and digits.str.len().nunique() > 1 and (repeated or counted):
             return f"versions, such as {texts[padded][0]!r} with its last zero"
     return None
 
@@ -349,8 +357,8 @@ def _of_type(name: str, values: pd.Series) -> Found:
     cells = values.astype("float64")
     whole = _whole(values)
     if whole is not None and len(whole):
-        long = np.abs(whole).max() >= LARGEST_EXACT
-        if long or _CODE.search(name):
+        long = np.mean(np.abs(whole) >= LARGEST_EXACT) > 0.5
+        if long or (_CODE.search(name) and np.mean(whole >= 10 ** (MIN_DIGITS - 1)) > 0.5):
             reason = "codes of 16 digits and more" if long else "codes by their name"
             if _is_id(values.nunique(), len(whole)) and not _CODE.search(name):
                 return Found("drop", f"{reason}, with a value of its own in almost every row: an id")
@@ -487,6 +495,8 @@ def learn_target(values: pd.Series, found: Found, task: Task) -> Target:
             f"{where} has one class, {canonical_value(cells.iloc[0])!r}, in every row; there is nothing to learn"
         )
     if task == "binary" and n_values != 2:
+        if found.note:
+            raise UserError(f"data.task is binary, but {name!r} has {n_values} classes; {found.note.splitlines()[0]}")
         raise UserError(
             f"data.task is binary, but {name!r} has {n_values} classes ({_sample(canonical(cells))}): multiclass?"
         )
