@@ -93,7 +93,7 @@ def _through_raw(path: Path, options: Csv, folder: Path) -> pd.DataFrame:
     with contextlib.chdir(folder):
         RAW_TABLE.parent.mkdir(parents=True, exist_ok=True)
         save_raw(read_file(str(path), options), RAW_TABLE)
-        return load_raw()
+        return load_raw(with_total=True)
 
 
 def _differences(case: Case, column: Column, right: dict[str, Any]) -> list[str]:

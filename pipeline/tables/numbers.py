@@ -35,11 +35,18 @@ class Numbers(Section):
             raise ValueError("decimal and thousands must differ")
         return self
 
+    @property
+    def other_mark(self) -> Literal[".", ","]:
+        return "," if self.decimal == "." else "."
+
     def body(self) -> str:
         """Return the regular expression of an unsigned number without its affixes."""
         mark, separator = _ESCAPED[self.decimal], _ESCAPED[self.thousands]
         groups = "{2,3}" if separator == "," else "{3}"  # in India, commas are between pairs of digits
         grouped = f"[1-9][0-9]{{0,2}}(?:{separator}[0-9]{groups})*{separator}[0-9]{{3}}|" if separator else ""
+        if not separator:  # in a later file, larger numbers may have separators; with decimals they are certain
+            other = _ESCAPED[self.other_mark]
+            return rf"(?:[0-9]+(?:{mark}[0-9]*)?|{mark}[0-9]+|[1-9][0-9]{{0,2}}(?:{other}[0-9]{{3}})+{mark}[0-9]+)"
         return rf"(?:(?:{grouped}[0-9]+)(?:{mark}[0-9]*)?|{mark}[0-9]+)"
 
     def shown(self) -> str:
@@ -80,7 +87,7 @@ def parse(texts: pa.Array, numbers: Numbers) -> tuple[np.ndarray, np.ndarray]:
     part = {
         name: pc.struct_field(cells, name) for name in ("below", "open", "sign", "inner", "body", "exponent", "end")
     }
-    body = pc.replace_substring(part["body"], numbers.thousands, "") if numbers.thousands else part["body"]
+    body = pc.replace_substring(part["body"], numbers.thousands or numbers.other_mark, "")
     body = pc.replace_substring(body, numbers.decimal, ".")
     numbers_found = _floats(pc.binary_join_element_wise(body, part["exponent"], pa.scalar("", pa.large_string())))
     opened, end = _equal(part["open"], "("), part["end"].to_numpy(zero_copy_only=False).astype(str)

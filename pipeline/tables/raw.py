@@ -1,10 +1,11 @@
 """`data/raw/`: source tables as read, stored as Parquet."""
 
 import io
+import re
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -12,9 +13,16 @@ from pipeline.core import files
 from pipeline.core.errors import UserError
 from pipeline.tables.values import canonical
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 RAW_TABLE = Path("data/raw/table.parquet")
 RAW_TRANSFER = Path("data/raw/transfer.parquet")
 MAX_COLUMNS = 20_000
+_TOTAL = re.compile(
+    r"(grand |sub)?totals?|sum|overall|gesamt(summe)?|summe|insgesamt|total g[ée]n[ée]ral|somme|totale", re.IGNORECASE
+)
+EXACT = 2**53  # the whole numbers below it are exact as float64
 EXPANSION, FREE_BYTES = 100, 2**24  # a file may unpack to this many times its size plus this many bytes
 
 
@@ -30,12 +38,25 @@ def save_raw(table: pd.DataFrame, path: Path) -> None:
             table.assign(**{name: canonical(table[name]) for name in mixed}).to_parquet(temporary, index=False)
 
 
-def load_raw(domain: str = "source") -> pd.DataFrame:
-    """Read the raw table of a domain; both share one table unless `data.transfer.source` is set."""
+def load_raw(domain: str = "source", *, with_total: bool = False) -> pd.DataFrame:
+    """Read the raw table of a domain; both share one table unless `data.transfer.source` is set.
+
+    A last row that is a total is left out, unless `with_total`.
+    """
     path = RAW_TRANSFER if domain == "transfer" and RAW_TRANSFER.exists() else RAW_TABLE
     if not path.exists():
         raise UserError(f"{path} is missing: run dvc repro fetch")
-    return read_parquet(str(path), path.read_bytes(), text_as_categories=True)
+    table = read_parquet(str(path), path.read_bytes(), text_as_categories=True)
+    return table if with_total or not ends_in_total(table) else table.iloc[:-1]
+
+
+def ends_in_total(table: pd.DataFrame) -> bool:
+    """True if the text of the last row says that it is a total, as no other row does."""
+    for name in table.columns:
+        cell = table[name].iloc[-1] if len(table) else None
+        if isinstance(cell, str) and _TOTAL.fullmatch(cell.strip().rstrip(":.")):
+            return int((table[name] == cell).sum()) == 1
+    return False
 
 
 def unpacked_limit(size: int) -> int:
@@ -57,7 +78,7 @@ def read_parquet(source: str, content: bytes, *, text_as_categories: bool = Fals
         fields = parquet.read_schema(io.BytesIO(content)) if fits and text_as_categories else []
         text = [field.name for field in fields if _is_text(field.type)]
         read = partial(parquet.read_table, io.BytesIO(content), read_dictionary=text)
-        table: pd.DataFrame | None = read().to_pandas() if fits else None
+        table: pd.DataFrame | None = _exact(read()).to_pandas() if fits else None
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{source} is not a Parquet file: {reason}") from None
@@ -68,6 +89,22 @@ def read_parquet(source: str, content: bytes, *, text_as_categories: bool = Fals
     table.columns = [str(column) for column in table.columns]
     check_names(source, list(table.columns))
     return table.reset_index(drop=True)
+
+
+def _exact(table: "pa.Table") -> "pa.Table":
+    """Turn whole numbers that a float64 cannot hold into text, where missing values would make them floats."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from pyarrow import types
+
+    for place, field in enumerate(table.schema):
+        column = table.column(place)
+        whole = types.is_decimal(field.type) and field.type.scale == 0
+        if whole or (types.is_int64(field.type) and column.null_count):
+            largest = pc.max(pc.abs_checked(column)).as_py()
+            if largest is not None and largest >= EXACT:
+                table = table.set_column(place, field.name, column.cast(pa.string()))
+    return table
 
 
 def _is_text(kind: Any) -> bool:

@@ -40,9 +40,6 @@ _ID = re.compile(
     r"(?i:^(unnamed: \d+|index|idx|#|no\.?|nr\.?|pk|s\. ?no\.?|sno|lfd\.? ?nr\.?|serial([ _]?(no|number))?"
     r"|(row|record|obs|observation|case)([ _.]?(id|no|nr|num|number|index))?|(.*[\W_])?(id|uid|ids)|id[\W_].*)$)|[a-z]I[dD]$"
 )
-_TOTAL = re.compile(
-    r"(grand |sub)?totals?|sum|overall|gesamt(summe)?|summe|insgesamt|total g[ée]n[ée]ral|somme|totale", re.IGNORECASE
-)
 _NAMELESS = re.compile(r"Unnamed: \d+")
 
 
@@ -132,16 +129,6 @@ def infer(table: pd.DataFrame, data: Data) -> dict[str, Found]:
     return found
 
 
-def total_row(table: pd.DataFrame) -> int | None:
-    """Return the last row if its text says that it is a total, as no other row does."""
-    last = len(table) - 1
-    for name in table.columns:
-        cell = table[name].iloc[last]
-        if isinstance(cell, str) and _TOTAL.fullmatch(cell.strip().rstrip(":.")):
-            return last if int((table[name] == cell).sum()) == 1 else None
-    return None
-
-
 def notes(table: pd.DataFrame, found: Mapping[str, Found], target: Target) -> list[str]:
     """List what the user should know about the table, besides the kinds of its columns."""
     said = [line for column in found.values() for line in column.note.split("\n") if line]
@@ -149,8 +136,6 @@ def notes(table: pd.DataFrame, found: Mapping[str, Found], target: Target) -> li
     words = [f"missing: {', '.join(f'{word!r} {n:,}' for word, n in read.words.items())}"] if read.words else []
     if words or read.reason not in ("numbers", "classes", "true or false"):
         said.append(f"{target.name}: {'; '.join([read.reason, *words])}")
-    if (row := total_row(table)) is not None:
-        said.append(f"the last row, {row + 1}, is left out as a total")
     counters = [name for name, column in found.items() if column.counts_rows]
     if counters and target.classes:
         codes = target.encode(table[target.name])
@@ -256,7 +241,10 @@ def _words(texts: Texts, data: Data, name: str, reason: str | None = None) -> Fo
     found = reason or "text"
     if texts.n_padded:
         found += f"; spaces around the text of {texts.n_padded} cells removed"
-    return Found("categorical", found, rule, texts.words if named else {}, "" if named else _doubtful(name, texts))
+    notes = [] if named else [_doubtful(name, texts)]
+    if reason is None and len(texts.all) > number_formats.MIN_NUMBERS and (almost := _almost(texts)):
+        notes.append(f"{name}: {almost}")
+    return Found("categorical", found, rule, texts.words if named else {}, "\n".join(filter(None, notes)))
 
 
 def _doubtful(name: str, texts: Texts) -> str:
@@ -276,10 +264,13 @@ def _in_yaml(text: str) -> str:
 
 
 def _almost(texts: Texts) -> str:
-    """Say what keeps a column of numbers from being one."""
-    other = texts.present[~numbers.matches(numbers.normalized(pa.array(texts.present)), r"^[+-]?[0-9][0-9.,]*$")]
-    if 0 < len(other) <= 0.1 * len(texts.present):
-        return f"{other[0]!r} keeps the column from being numbers: correct the cell, or name the word in data.missing"
+    """Say which few cells keep a column of numbers from being one."""
+    cells = numbers.normalized(pa.array(texts.present))
+    for pattern in (numbers.PLAIN, r"^[+-]?[0-9]+(,[0-9]+)?$"):
+        other = texts.present[~numbers.matches(cells, pattern)]
+        if 0 < len(other) <= 0.1 * len(texts.present):
+            named = "" if re.search(r"\d", other[0]) else ", or name the word in data.missing"
+            return f"{other[0]!r} keeps the column from being numbers: correct the cell{named}"
     return ""
 
 
@@ -381,6 +372,14 @@ def _whole(values: pd.Series, written: pd.Index | None = None) -> np.ndarray | N
 def _of_numbers(name: str, values: pd.Series, whole: np.ndarray | None, rule: Reading) -> Found:
     """Distinguish dates, categories and row numbers from other numbers; `whole` are the values if they are integers."""
     if whole is None or not len(whole):
+        floats = values.to_numpy(np.float64)
+        if (
+            len(floats)
+            and np.isfinite(floats).all()
+            and (floats % 1 == 0).all()
+            and (reason := _row_number(name, floats, complete=True))
+        ):
+            return Found("drop", reason, rule)
         return Found("numeric", "numbers", rule)
     if reason := _row_number(name, whole, complete=len(whole) == len(values)):
         return Found("drop", reason, rule, counts_rows=_counts_rows(whole))

@@ -14,6 +14,7 @@ from pipeline.core.settings import Csv
 from pipeline.tables import numbers
 from pipeline.tables.numbers import ABOVE, AFFIX, BELOW, Numbers
 
+MONTHS, CLOCKS = r"^(0[1-9]|1[0-2])\.(19|20)\d\d$", r"^([01]\d|2[0-3])\.[0-5]\d$"  # such as 01.2018 and 07.45
 MAX_WORDS = 5  # words beside the numbers of a column
 MIN_NUMBERS = 20  # with fewer distinct numbers, a column with such words holds categories
 
@@ -45,6 +46,8 @@ def find(texts: pd.Index, *, with_words: bool = True) -> Written | None:
     A few words without a digit may stand beside many numbers, unless `with_words` is False.
     """
     cells = numbers.normalized(pa.array(texts))
+    if numbers.matches(cells, MONTHS).all() or (numbers.matches(cells, CLOCKS).all() and texts.str.match(r"0\d").any()):
+        return None
     if numbers.matches(cells, numbers.PLAIN).all():
         pointed = pc.any(pc.match_substring(cells, ".")).as_py()
         grouped = pointed and numbers.matches(cells, f"^[+-]?{Numbers(decimal=',', thousands='.').body()}$").all()
@@ -103,7 +106,7 @@ def _marks(bodies: pa.Array) -> list[tuple[Any, Any]]:
 
 
 def _shared(affixes: pd.Series, bodies: pd.Series) -> str | None:
-    """Return the affix of all numbers, or no affix; None if they differ. A currency, or any affix of a zero, may lack."""
+    """Return the affix of all numbers, or no affix; None if they differ. Only a currency may be left out, and the affix of a zero."""
     named = affixes[affixes != ""].unique()
     if not len(named):
         return ""

@@ -1,5 +1,6 @@
 """Prepare a raw table for training: domains, splits, schema, preprocessor, tensors."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pipeline.stages.prepare.splits import split_rows
 from pipeline.tables import preprocessing, reading, validation
 from pipeline.tables.prepared import PREPARED, save_split
 from pipeline.tables.preprocessing import Preprocessor
+from pipeline.tables.raw import ends_in_total
 from pipeline.tables.schema import Column, Kind, Schema, Target
 from pipeline.tables.tensors import TabularData
 from pipeline.tables.values import canonical, canonical_value
@@ -57,6 +59,8 @@ def prepare(table: pd.DataFrame, second: pd.DataFrame | None, data: Data, seed: 
     `second` is the table of `data.transfer.source`, if set. Raises `UserError` if a table does not fit `data`.
     """
     inference.check_names(table, data)
+    n_read = len(table)
+    table, second, totals = _without_totals(table, second)
     found = inference.infer(table, data)
     usable, counts = _usable(table, found[data.target], data)
     in_transfer, notes = _transfer_rows(table, data.transfer)
@@ -91,6 +95,9 @@ def prepare(table: pd.DataFrame, second: pd.DataFrame | None, data: Data, seed: 
         counts |= {f"{name}_{split}": len(rows) for split, rows in parts.items()}
     columns = inference.learn_columns(table, found, splits["train"], data)
     notes += inference.notes(table, found, target)
+    notes += totals
+    counts |= {"read": n_read} | ({"totals": len(totals)} if totals else {})
+    _check_flags(columns)
     schema = Schema(columns=columns, target=target, transfer_target=transfer_target, rows=counts, notes=tuple(notes))
     if not schema.features:
         reasons = "; ".join(f"{c.name!r}: {c.reason}" for c in columns[:5])
@@ -107,6 +114,27 @@ def prepare(table: pd.DataFrame, second: pd.DataFrame | None, data: Data, seed: 
     return Prepared(schema, preprocessor, domains)
 
 
+def _without_totals(
+    table: pd.DataFrame, second: pd.DataFrame | None
+) -> tuple[pd.DataFrame, pd.DataFrame | None, list[str]]:
+    """Leave out the last row of each table if it is a total, with a note."""
+    notes = []
+    if ends_in_total(table):
+        notes.append(f"the last row, {len(table):,}, is left out as a total")
+        table = table.iloc[:-1]
+    if second is not None and ends_in_total(second):
+        notes.append(f"the last row of data.transfer.source, {len(second):,}, is left out as a total")
+        second = second.iloc[:-1]
+    return table, second, notes
+
+
+def _check_flags(columns: tuple[Column, ...]) -> None:
+    names = [column.name for column in columns] + [flag for column in columns for flag in column.flags]
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise UserError(f"the column {name!r} has the name of an indicator: rename it")
+
+
 def _usable(table: pd.DataFrame, found: Found, data: Data) -> tuple[np.ndarray, dict[str, int]]:
     """Return which rows to keep [n] bool, and counts of the rows read, without a target, and repeated."""
     cells = reading.read(table[data.target], found.reading)
@@ -116,8 +144,6 @@ def _usable(table: pd.DataFrame, found: Found, data: Data) -> tuple[np.ndarray, 
     repeated = plain.duplicated().to_numpy()
     counts = {"read": len(table), "target_missing": int(missing.sum()), "duplicates": int(repeated.sum())}
     keep = ~missing & ~(repeated & (data.duplicates == "drop"))
-    if (row := inference.total_row(table)) is not None:
-        keep[row], counts["totals"] = False, 1
     return keep, counts
 
 

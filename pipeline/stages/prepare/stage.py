@@ -12,7 +12,8 @@ from pipeline.tracking.runs import stage_run
 def main() -> None:
     settings = config.load()
     with stage_run("prepare", settings) as run:
-        table, second = load_raw(), load_raw("transfer") if RAW_TRANSFER.exists() else None
+        table = load_raw(with_total=True)
+        second = load_raw("transfer", with_total=True) if RAW_TRANSFER.exists() else None
         prepared = prepare(table, second, settings.data, settings.seed)
         files.write_text(DATA_CARD, data_card.render(prepared, table, second, settings.data))
         del table, second  # to free their memory for the tensors
