@@ -73,7 +73,7 @@ def test_a_public_file_is_read_as_a_person_reads_it(case: Case) -> None:
 @pytest.mark.parametrize("n", [None, 5], ids=["all", "five"])
 def test_its_rows_in_another_order_are_read_to_the_same_values(case: Case, n: int | None, tmp_path: Path) -> None:
     """Also a few of them alone, as in a second file: with other cells, and in another spelling of CSV."""
-    order = np.random.default_rng(0).permutation(len(case.table))[:n]
+    order = np.random.default_rng(0).permutation(len(case.features))[:n]
     case.table.iloc[order].to_csv(tmp_path / "again.csv", index=False)
     again = _through_raw(tmp_path / "again.csv", Csv(separator=","), tmp_path)
     features = validation.check(again, case.schema, "again")
