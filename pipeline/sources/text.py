@@ -11,6 +11,7 @@ from typing import IO, Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import csv as arrow_csv
 
 from pipeline.core.errors import UserError
@@ -65,6 +66,9 @@ def read(
     body = _without_last_lines(content, after)[start:]
     delimiter = "\t" if tabs else named or _sniff(body, options.quote)
     delimiter = delimiter if options.separator == "auto" else options.separator
+    spaced = f"{delimiter} {options.quote}".encode()
+    if options.quote != "none" and all(spaced in line for line in body[:SAMPLE].splitlines()[:LINES]):
+        body = body.replace(spaced, spaced.replace(b" ", b""))  # a quote counts only at the start of a cell
     layout = Layout(source, delimiter, options, content.count(b"\n", 0, start))
     return layout.parse(body, note)
 
@@ -120,11 +124,21 @@ class Layout:
         if ragged or (quoted and n_lines > table.num_rows):
             self._check(body, width)
         table = table.rename_columns(names)
+        self._check_header_once(table, header)
         n = _filled(table)
         if n < table.num_rows:
             note(f"{self.source}: {table.num_rows - n:,} empty rows at the end left out")
         frame: pd.DataFrame = table.slice(0, n).to_pandas()
         return frame
+
+    def _check_header_once(self, table: pa.Table, header: list[str]) -> None:
+        """Raise `UserError` if a row repeats the header, as where files were joined."""
+        again = None
+        for column, name in zip(table.columns, header, strict=True):
+            equal = pc.equal(column, name) if name else pc.is_null(column)
+            again = equal if again is None else pc.and_kleene(again, equal)
+        if again is not None and (rows := pc.indices_nonzero(again)):
+            raise UserError(f"{self.source}, row {rows[0].as_py() + 1} of the table is the header again: remove it")
 
     def _header(self, body: bytes) -> tuple[list[str], bytes]:
         """Return the cells of the header, and the lines after it; raises `UserError` if the first line is not it."""

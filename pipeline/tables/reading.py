@@ -134,7 +134,11 @@ def distinct(values: pd.Series) -> tuple[np.ndarray, pd.Index]:
 
 def is_missing(texts: pd.Index, words: tuple[str, ...]) -> np.ndarray:
     """Return which texts [n] are one of the words, in any case."""
-    return np.asarray(texts.str.lower().isin([word.lower() for word in words])) if words else np.zeros(len(texts), bool)
+    return (
+        np.asarray(texts.str.lower().isin([word.strip().lower() for word in words]))
+        if words
+        else np.zeros(len(texts), bool)
+    )
 
 
 def _number_written(value: object, decimal: str) -> str:

@@ -9,9 +9,10 @@ import pandas as pd
 from pipeline.core.settings import EPOCHS, ISO, QUARTER
 from pipeline.tables import moments
 
+MOST = 0.9  # share of cells that make the others a mistake
 EXAMPLES = 200  # cells that must fit a format before all are parsed
 _MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
-_ISO = r"\d{4}-\d{2}(-\d{2})?([T ]\d{2}:?\d{2}.*)?|\d{8}T\d{4,6}.*"
+_ISO = r"(?:0001|1[5-9]\d\d|2[01]\d\d|9999)-\d{2}(-\d{2})?([T ]\d{2}:?\d{2}.*)?|\d{8}T\d{4,6}.*"
 _WEEKDAY = re.compile(r"^(mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|sat(?:ur)?|sun)(day)?\b", re.IGNORECASE)
 _CLOCK = re.compile(r"(\d{1,2})([:.h])(\d{2})(?:([:.])(\d{2})([.,]\d{1,6})?)?(\s?[ap]\.?m(?:\.|\b))?", re.IGNORECASE)
 _OFFSET = re.compile(r"(?<![A-Z])\s?[+-]\d{2}:?\d{2}$")
@@ -26,22 +27,44 @@ def find(texts: pd.Index) -> list[str]:
         return [ISO]
     if _fits(first, QUARTER) and _fits(texts, QUARTER):
         return [QUARTER]
-    for group in _candidates(min(first, key=len)), _candidates(max(first, key=len)):
-        for formats in group:
+    for example in (min(first, key=len), max(first, key=len)):
+        for formats in _candidates(example):
             fitting = [name for name in formats if _fits(first, name) and _fits(texts, name)]
             if fitting:
-                return fitting
+                return [year_first] if (year_first := _year_first(texts, fitting)) else fitting
     return []
 
 
+def almost(texts: pd.Index) -> tuple[str, str] | None:
+    """Return a format that fits nine of ten distinct cells, and the first that it does not fit."""
+    first = texts.str.strip()[:EXAMPLES]
+    candidates = [[ISO]] if first.str.fullmatch(_ISO).mean() >= MOST else _candidates(first.to_series().mode()[0])
+    for name in (name for formats in candidates for name in formats):
+        wrong = np.asarray(moments.parse(texts, name).isna())
+        if 0 < wrong.sum() <= (1 - MOST) * len(texts):
+            return name, str(texts[wrong][0])
+    return None
+
+
+def _year_first(texts: pd.Index, fitting: list[str]) -> str | None:
+    """Return the format with the year first if it fits too and the first numbers vary less than the last ones."""
+    found = re.fullmatch(r"%[dm]([/.-])%[dm][/.-]%y(.*)", fitting[0])
+    if found is None:
+        return None
+    parts = texts.str.extract(r"^(\d+)\D+\d+\D+(\d+)")
+    name = f"%y{found[1]}%m{found[1]}%d{found[2]}"
+    return name if parts[0].nunique() < parts[1].nunique() and _fits(texts, name) else None
+
+
 def of_integers(values: np.ndarray, name: str) -> str | None:
-    """Return the format of whole numbers that are dates: 20180102, or seconds or milliseconds since 1970."""
+    """Return the format of whole numbers that are dates: 20180102 with or without a time, or counts since 1970."""
     smallest, largest = values.min(), values.max()
-    if smallest >= 1900_01_01 and largest <= 2100_12_31:
-        days = pd.to_datetime(
-            pd.Series(pd.unique(values)).astype("int64").astype("str"), format="%Y%m%d", errors="coerce"
-        )
-        return None if days.isna().any() else "%Y%m%d"
+    for compact, digits in (("%Y%m%d", 8), ("%Y%m%d%H%M", 12), ("%Y%m%d%H%M%S", 14)):
+        unit = 10 ** (digits - 4)
+        if smallest >= 1900 * unit and largest < 2101 * unit:
+            texts = pd.Index(pd.unique(values).astype(np.int64).astype(str))
+            if _fits(texts, compact):
+                return compact
     named = re.search(
         r"(^|[\W_]|[a-z](?=[A-Z]))(?i:(date)?time|date|epoch|unix|timestamp|ts|at|when)([\W_\d]|ms$|$)|_(ms|millis)$",
         name,
@@ -109,15 +132,16 @@ def _days(text: str) -> Iterator[tuple[bool, str]]:
     parts = [tokens[k] for k in places]
     if any(token.isalpha() and k not in places and token not in ("T", "UTC", "GMT") for k, token in enumerate(tokens)):
         return
-    for sure, order in _orders(parts, "." in tokens):
+    for sure, order in _orders(parts, tokens):
         written = list(tokens)
         for k, directive in zip(places, order, strict=True):
             written[k] = directive
         yield sure, "".join(written)
 
 
-def _orders(parts: list[str], dotted: bool) -> Sequence[tuple[bool, tuple[str, ...]]]:
+def _orders(parts: list[str], tokens: list[str]) -> Sequence[tuple[bool, tuple[str, ...]]]:
     """List the directives for the parts of a date; with points, the day comes before the month."""
+    dotted = "." in tokens
     sizes = ["b" if part.isalpha() else "Y" if len(part) == 4 else "n" if len(part) <= 2 else "" for part in parts]
     names = [("%b", "%B") if len(part) == 3 else ("%B",) for part in parts if part.isalpha()]
     match "".join(sizes):
@@ -132,6 +156,8 @@ def _orders(parts: list[str], dotted: bool) -> Sequence[tuple[bool, tuple[str, .
             return [(True, ("%m", "%Y"))]
         case "Yn":
             return [(True, ("%Y", "%m"))]
+        case "bn" if " " in tokens and int(parts[1]) <= 31:
+            return []  # January the tenth, or January 2010
         case "bnY" | "nbY" | "Ybn" | "bY" | "Yb" | "nbn" | "bnn" | "bn" as shape:
             years = {"nbn": ("%d", "b", "%y"), "bnn": ("b", "%d", "%y"), "bn": ("b", "%y")}
             plain = years.get(shape) or tuple({"b": "b", "n": "%d", "Y": "%Y"}[size] for size in shape)

@@ -244,6 +244,9 @@ def _words(texts: Texts, data: Data, name: str, reason: str | None = None) -> Fo
     notes = [] if named else [_doubtful(name, texts)]
     if reason is None and len(texts.all) > number_formats.MIN_NUMBERS and (almost := _almost(texts)):
         notes.append(f"{name}: {almost}")
+    quoted = texts.all.str.fullmatch("'.*'")
+    if quoted.any() and quoted.all():
+        notes.append(f"{name}: all cells are in quotes, such as {texts.all[0]}: set data.csv.quote")
     return Found("categorical", found, rule, texts.words if named else {}, "\n".join(filter(None, notes)))
 
 
@@ -264,13 +267,16 @@ def _in_yaml(text: str) -> str:
 
 
 def _almost(texts: Texts) -> str:
-    """Say which few cells keep a column of numbers from being one."""
+    """Say which few cells keep a column of numbers or dates from being one."""
     cells = numbers.normalized(pa.array(texts.present))
     for pattern in (numbers.PLAIN, r"^[+-]?[0-9]+(,[0-9]+)?$"):
         other = texts.present[~numbers.matches(cells, pattern)]
         if 0 < len(other) <= 0.1 * len(texts.present):
             named = "" if re.search(r"\d", other[0]) else ", or name the word in data.missing"
             return f"{other[0]!r} keeps the column from being numbers: correct the cell{named}"
+    if dates := date_formats.almost(texts.present):
+        named = "" if re.search(r"\d", dates[1]) else ", or name the word in data.missing"
+        return f"{dates[1]!r} keeps the column from being dates as {dates[0]}: correct the cell{named}"
     return ""
 
 
@@ -387,7 +393,10 @@ def _of_numbers(name: str, values: pd.Series, whole: np.ndarray | None, rule: Re
     if plain and (moment := date_formats.of_integers(whole, name)):
         what = f"{moment} since 1970" if moment in EPOCHS else f"dates as {moment}"
         return Found("datetime", what, Reading(type="moment", format=moment, missing=rule.missing))
-    n_values = len(pd.unique(whole))
+    found = pd.unique(whole)
+    n_values = len(found)
+    if plain and n_values == 2 and set(found) == {0.0, 1.0} and not rule.flags:
+        return Found("categorical", "true or false, as 1 and 0", Reading(type="boolean", missing=rule.missing))
     if n_values <= MAX_INTEGER_CATEGORIES:
         return Found("categorical", f"whole numbers with only {n_values} values", rule)
     return Found("numeric", "numbers", rule, counts_rows=_counts_rows(whole))
@@ -466,6 +475,8 @@ def _measured(values: pd.Series, texts: Texts | None, choice: Choice | None, dat
         raise UserError(
             f"data.target: {name!r} must hold numbers, got {', '.join(map(repr, other))} too: see data.missing"
         )
+    if texts is not None and (almost := _almost(texts)):
+        raise UserError(f"data.target: {name!r}: {almost}")
     sample = texts.present if texts is not None else canonical(values.dropna())
     raise UserError(f"data.task is regression, but {name!r} holds {_sample(pd.Series(sample))}: binary or multiclass?")
 

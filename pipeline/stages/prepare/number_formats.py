@@ -146,6 +146,8 @@ def choose(columns: Mapping[str, Written], csv: Csv) -> dict[str, Choice]:
             )
             reason = f"{written.example!r} read by {by}"
         numbers_ = asked[0]
+        if written.shows_mark and csv.decimal not in ("auto", numbers_.decimal):
+            reason = f"the only reading that fits, although data.csv.decimal is {csv.decimal!r}"
         if not written.shows_mark and proof and numbers_.thousands != proof:
             numbers_ = numbers_.model_copy(update={"decimal": proof})
         chosen[name] = Choice(numbers_, reason, asked[1] if len(asked) > 1 else None)
