@@ -64,6 +64,15 @@ def test_a_class_may_be_called_none(word):
     assert (named.schema.target.classes, named.schema.rows["target_missing"]) == (("a", "b"), 20)
 
 
+def test_a_number_that_means_missing_is_named_by_the_user_and_holds_for_types_too():
+    found = prepared(csv("x;y", ["-999", *SPREAD], [0, 1, 1]), missing={"x": ("-999",)})
+    assert values(found)[0] is None
+    assert validation.check(pd.DataFrame({"x": [-999, 1]}), found.schema, "t")["x"].isna().tolist() == [True, False]
+    typed = prepare(pd.DataFrame({"x": [-999, *range(59)], "y": [0, 1] * 30}), None,
+                    Data(source="s", target="y", task="binary", missing={"x": ("-999",)}), 0)  # fmt: skip
+    assert values(typed)[:2] == [None, 0]
+
+
 def test_only_an_empty_cell_is_missing_in_a_column_of_words():
     found = prepared(csv("x;y", ["None", "small", "", "NA"], [0, 1, 1]))
     assert set(values(found)) == {"None", "small", "NA", None}

@@ -64,7 +64,10 @@ def read(values: pd.Series, reading: Reading) -> Cells:
     plain, _ = as_plain(values)
     fits = np.zeros(len(plain), bool)
     if reading.type == "number" and (is_number(plain) or dtypes.is_bool_dtype(plain.dtype)):
-        return Cells(plain.astype("float64"), fits, dict.fromkeys(reading.flags, fits))
+        floats = plain.astype("float64")
+        absent_numbers = [number for word in reading.missing if (number := _number(word)) is not None]
+        floats = floats.mask(floats.isin(absent_numbers)) if absent_numbers else floats
+        return Cells(floats, fits, dict.fromkeys(reading.flags, fits))
     if reading.type == "moment" and dtypes.is_datetime64_any_dtype(plain.dtype):
         return Cells(pd.to_datetime(plain, utc=True).astype("datetime64[us, UTC]"), fits)
     if reading.type == "text" and not is_text(plain):

@@ -122,7 +122,9 @@ def infer(table: pd.DataFrame, data: Data) -> dict[str, Found]:
         if named is None or (named.kind == "drop" and name == by and not nested):
             column = texts.get(name)
             found[name] = (
-                _of_type(name, values) if column is None else _of_text(name, values, column, choices.get(name), data)
+                _of_type(name, values, data)
+                if column is None
+                else _of_text(name, values, column, choices.get(name), data)
             )
             named = named and replace(found[name], kind="drop", reason=named.reason, note="")
         found[name] = named or found[name]
@@ -343,7 +345,7 @@ def _codes(name: str, texts: pd.Index) -> str | None:
     return None
 
 
-def _of_type(name: str, values: pd.Series) -> Found:
+def _of_type(name: str, values: pd.Series, data: Data) -> Found:
     """Infer what a column holds that is not text, from its type and values."""
     if dtypes.is_datetime64_any_dtype(values.dtype):
         return Found("datetime", "dates", Reading(type="moment"))
@@ -360,7 +362,8 @@ def _of_type(name: str, values: pd.Series) -> Found:
             if _is_id(values.nunique(), len(whole)) and not _CODE.search(name):
                 return Found("drop", f"{reason}, with a value of its own in almost every row: an id")
             return Found("categorical", reason)
-    return _of_numbers(name, cells, whole, Reading(type="number"))
+    rule = Reading(type="number", missing=data.missing_words(name))
+    return _of_numbers(name, reading.read(cells, rule).values, whole, rule)
 
 
 def _whole(values: pd.Series, written: pd.Index | None = None) -> np.ndarray | None:
