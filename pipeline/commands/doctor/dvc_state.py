@@ -34,7 +34,7 @@ def dvc_files() -> Iterator[Finding]:
         return
     outs = [(name, out) for name, written in stages().items() for out in written]
     if unbuilt := [name for name, out in outs if not out.hash_info]:
-        yield Finding(f"dvc.lock lacks the outputs of {', '.join(unbuilt)}", "dvc repro")
+        yield Finding(f"dvc.lock lacks the outputs of {', '.join(dict.fromkeys(unbuilt))}", "dvc repro")
     # DVC writes the number of files last.
     if partial := [name for name, out in outs if out.hash_info and out.hash_info.isdir and not out.meta.nfiles]:
         yield damaged(f"the entry of {partial[0]} is incomplete")
