@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pipeline.core.errors import UserError
 from pipeline.core.settings import Csv, Data, Task
 from pipeline.sources import text
 from pipeline.stages.prepare.preparation import Prepared, describe, prepare
@@ -345,3 +346,46 @@ def test_what_is_printed_has_at_most_forty_lines_and_names_what_was_converted():
     assert "missing: '?' 20" in price
     assert "$1,5 = 1.5" in price
     assert "more in data/prepared/schema.json" in lines[-1]
+
+
+# ------------------------------------------------------------------------------------------------------ more of files
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (csv("x;y", SPREAD, Y) + b"x;y\n1.5;0\n", "is the header again"),
+        (csv("x;y", [*SPREAD, *SPREAD[:29], "12a"], Y), "'12a' keeps the column from being numbers"),
+        (
+            csv("z;x;y", SPREAD, [*pd.date_range("2018-01-01", periods=N - 1).strftime("%Y-%m-%d"), "2018-02-30"], Y),
+            "'2018-02-30' keeps the column from being dates",
+        ),
+        (csv("x;y", ["'a'", "'b'"], Y), "set data.csv.quote"),
+        (csv("x < ;x;y", SPREAD, ["<5", *SPREAD], Y), "has the name of an indicator"),
+    ],
+)
+def test_what_is_odd_in_a_file_is_said(content, said):
+    try:
+        found = describe(prepared(content).schema)
+    except UserError as error:
+        found = str(error)
+    assert said in found
+
+
+@pytest.mark.parametrize(
+    ("written", "name"), [("%y/%m/%d", "%y/%m/%d"), ("%Y%m%d%H%M%S", "%Y%m%d%H%M%S"), ("%m.%Y", "%m.%Y")]
+)
+def test_years_first_compact_times_and_months_are_found(written, name):
+    found = prepared(csv("x;y", list(pd.date_range("2018-01-02 10:11:12", periods=N, freq="9D").strftime(written)), Y))
+    assert column(found).reading.format == name
+
+
+def test_spaces_before_quotes_are_not_part_of_the_cells():
+    found = prepared(b'"x", "c", "y"\n' + b"".join(b'%d.5, "a, b", "%d"\n' % (n, n % 2) for n in range(N)), drop=())
+    assert found.schema.target.classes == (0, 1)
+
+
+def test_a_total_is_left_out_before_the_columns_are_read():
+    found = prepared(csv("x;y", SPREAD, Y) + b"Total;3\n")
+    assert column(found).kind == "numeric"
+    assert (found.schema.rows["read"], found.schema.rows["totals"]) == (N + 1, 1)
