@@ -28,7 +28,7 @@ from pipeline.core.settings import (
 SCHEMA = Config.model_json_schema(by_alias=True)
 MOST_LISTED = 6  # allowed values that a comment lists
 
-AUTO = {  # what `auto` stands for
+AUTO = {  # the value that `auto` gives
     "model.ensemble": f"{SMALL_ENSEMBLE} below {SMALL_ROWS:,} training rows, else {LARGE_ENSEMBLE}",
     "train.batch_size": f"a hundredth of the rows as a power of two, from {AUTO_BATCH[0]} to {AUTO_BATCH[1]}",
     "train.epochs": f"{AUTO_EPOCHS}, or enough for {AUTO_STEPS:,} steps",

@@ -358,7 +358,7 @@ def test_what_is_printed_has_at_most_forty_lines_and_names_what_was_converted():
         (csv("x;y", [*SPREAD, *SPREAD[:29], "12a"], Y), "'12a' keeps the column from being numbers"),
         (
             csv("z;x;y", SPREAD, [*pd.date_range("2018-01-01", periods=N - 1).strftime("%Y-%m-%d"), "2018-02-30"], Y),
-            "'2018-02-30' keeps the column from being dates",
+            "x: '2018-02-30' keeps the column from being dates",
         ),
         (csv("x;y", ["'a'", "'b'"], Y), "set data.csv.quote"),
         (csv("x < ;x;y", SPREAD, ["<5", *SPREAD], Y), "has the name of an indicator"),

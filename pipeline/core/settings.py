@@ -215,6 +215,10 @@ class Data(Section):
                 raise ValueError(f"formats: {name!r} must be datetime in kinds, got {self.kinds[name]}")
         return self
 
+    def named_missing(self, column: str) -> tuple[str, ...]:
+        """Return the words that `missing` lists for this column alone, which hold whatever the column is."""
+        return self.missing.get(column, ()) if isinstance(self.missing, dict) else ()
+
     def missing_words(self, column: str) -> tuple[str, ...]:
         """Return the words that mean missing among the numbers, dates or truth values of a column."""
         return self.missing.get(column, MISSING) if isinstance(self.missing, dict) else self.missing

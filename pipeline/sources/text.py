@@ -1,4 +1,4 @@
-"""Read delimited text as a table of text: each cell exactly as it stands, an empty one as missing."""
+"""Read delimited text as a table of text: each cell is kept as it is, an empty one is missing."""
 
 import codecs
 import csv
@@ -74,7 +74,7 @@ def read(
 
 
 class Layout:
-    """Where a table stands in its file, and how its cells are separated."""
+    """Parse a table of known separator and quotes, with line numbers for errors."""
 
     def __init__(self, source: str, delimiter: str, options: Csv, skipped: int) -> None:
         self.source, self.delimiter, self.quote, self.skip = source, delimiter, options.quote, options.skipped

@@ -101,8 +101,8 @@ def _exact(table: "pa.Table") -> "pa.Table":
         column = table.column(place)
         whole = types.is_decimal(field.type) and field.type.scale == 0
         if whole or (types.is_int64(field.type) and column.null_count):
-            largest = pc.max(pc.abs_checked(column)).as_py()
-            if largest is not None and largest >= EXACT:
+            ends = [end for end in pc.min_max(column).as_py().values() if end is not None]
+            if any(abs(end) >= EXACT for end in ends):
                 table = table.set_column(place, field.name, column.cast(pa.string()))
     return table
 

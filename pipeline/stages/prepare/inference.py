@@ -42,7 +42,6 @@ _ID = re.compile(
 )
 _NAMELESS = re.compile(r"Unnamed: \d+")
 
-
 TEXT = Reading()
 
 
@@ -169,7 +168,7 @@ def _named(
             found = Reading(type="number", numbers=choice.numbers, missing=missing, flags=texts.written.bounds)
             return Found("numeric", "; ".join(filter(None, (reason, _how(texts.written, choice)))), found, words)
         case "categorical" | "text-as-category":
-            named = data.missing[name] if isinstance(data.missing, dict) and name in data.missing else ()
+            named = data.named_missing(name)
             found = Reading(missing=named, verbatim=wanted == "text-as-category")
             return Found("categorical", reason, found, words if named else {})
         case "boolean":
@@ -226,9 +225,8 @@ def _of_text(name: str, values: pd.Series, texts: Texts, choice: Choice | None, 
         return Found("datetime", f"{what} as {moment}", Reading(type="moment", format=moment, missing=missing), words)
     n_values, n = len(texts.all), int(texts.counts.sum())
     if _is_id(n_values, n):
-        return Found(
-            "drop", f"text with {n_values} different values in {n} rows: an id or free text", note=_almost(texts)
-        )
+        reason, almost = f"text with {n_values} different values in {n} rows: an id or free text", _almost(texts)
+        return Found("drop", reason, note=f"{name}: {almost}" if almost else "")
     return _words(texts, data, name)
 
 
@@ -238,7 +236,7 @@ def _is_id(n_values: int, n: int) -> bool:
 
 def _words(texts: Texts, data: Data, name: str, reason: str | None = None) -> Found:
     """Return a column of words, in which only an empty cell is missing unless data.missing names the column."""
-    named = data.missing[name] if isinstance(data.missing, dict) and name in data.missing else ()
+    named = data.named_missing(name)
     rule = Reading(missing=named)
     found = reason or "text"
     if texts.n_padded:
@@ -427,7 +425,7 @@ def _row_number(name: str, whole: np.ndarray, *, complete: bool) -> str:
 def _target(values: pd.Series, nested: str | None, texts: Texts | None, choice: Choice | None, data: Data) -> Found:
     """Decide how the target is read; raises `UserError` if it does not fit the task."""
     name = data.target
-    named = data.missing[name] if isinstance(data.missing, dict) and name in data.missing else ()
+    named = data.named_missing(name)
     if nested:
         raise UserError(f"data.target: {name!r} holds {nested} values")
     if data.task == "regression":
