@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.core.settings import Data, Task
-from pipeline.stages.prepare import inference
+from pipeline.stages.prepare import columns, inference, targets
 from pipeline.tables.reading import Reading
 from pipeline.tables.schema import Column, Schema, Target
 
@@ -21,7 +21,7 @@ def learn(table: pd.DataFrame, train: np.ndarray | None = None, **data) -> Schem
     settings = Data(source="s", target="y", task="binary", **data)
     rows = np.arange(len(table)) if train is None else train
     found = inference.infer(table, settings)
-    return Schema(columns=inference.learn_columns(table, found, rows, settings), target=TARGET)
+    return Schema(columns=columns.learn_columns(table, found, rows, settings), target=TARGET)
 
 
 def learn_one(values, **data) -> Column:
@@ -31,7 +31,7 @@ def learn_one(values, **data) -> Column:
 def learn_target(values: pd.Series, task: Task, **data) -> Target:
     """Learn a target from the values that are not missing."""
     found = inference.infer(values.to_frame(), Data(source="s", target=str(values.name), task=task, **data))
-    return inference.learn_target(values.dropna(), found[str(values.name)], task)
+    return targets.learn_target(values.dropna(), found[str(values.name)], task)
 
 
 def objects(*values) -> pd.Series:

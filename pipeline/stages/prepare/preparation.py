@@ -12,8 +12,10 @@ from pipeline.core import files
 from pipeline.core.errors import UserError, printable
 from pipeline.core.settings import Data, Transfer
 from pipeline.stages.prepare import inference
-from pipeline.stages.prepare.inference import Found
+from pipeline.stages.prepare.columns import learn_columns
 from pipeline.stages.prepare.splits import split_rows
+from pipeline.stages.prepare.targets import learn_target
+from pipeline.stages.prepare.texts import Found
 from pipeline.tables import preprocessing, reading, validation
 from pipeline.tables.prepared import PREPARED, save_split
 from pipeline.tables.preprocessing import Preprocessor
@@ -67,7 +69,7 @@ def prepare(table: pd.DataFrame, second: pd.DataFrame | None, data: Data, seed: 
     source_rows = np.flatnonzero(usable & ~in_transfer)
     if not len(source_rows):
         raise UserError("data.transfer takes every row with a target: leave some for the source domain")
-    target = inference.learn_target(table[data.target].iloc[source_rows], found[data.target], data.task)
+    target = learn_target(table[data.target].iloc[source_rows], found[data.target], data.task)
     splits = _split(table, found, source_rows, target, data, seed)
     target = _of_training_rows(table, splits, found[data.target], target)
 
@@ -93,7 +95,7 @@ def prepare(table: pd.DataFrame, second: pd.DataFrame | None, data: Data, seed: 
 
     for name, parts in {"source": splits, "transfer": transfer_splits}.items():
         counts |= {f"{name}_{split}": len(rows) for split, rows in parts.items()}
-    columns = inference.learn_columns(table, found, splits["train"], data)
+    columns = learn_columns(table, found, splits["train"], data)
     notes += inference.notes(table, found, target)
     notes += totals
     counts |= {"read": n_read} | ({"totals": len(totals)} if totals else {})
@@ -173,7 +175,7 @@ def _of_training_rows(table: pd.DataFrame, splits: dict[str, np.ndarray], found:
     """Learn mean and standard deviation from the training rows only, or check that they have every class."""
     values = table[target.name].iloc[splits["train"]]
     if target.task == "regression":
-        return inference.learn_target(values, found, target.task)
+        return learn_target(values, found, target.task)
     absent = np.setdiff1d(np.arange(len(target.classes)), target.encode(values))
     if len(absent):
         label = target.classes[absent[0]]
@@ -189,12 +191,12 @@ def _transfer_target(values: pd.Series, target: Target, found: dict[str, Found],
         if cells.wrong.any():
             value = values.iloc[int(np.argmax(cells.wrong))]
             raise UserError(f"{target.name!r} must be {target.reading.rule()}, got {str(value)!r}")
-        inference.learn_target(values, found[target.name], target.task)  # raises if there is nothing to learn
+        learn_target(values, found[target.name], target.task)  # raises if there is nothing to learn
         return target
     if (target.encode(values) >= 0).all():
         return target
     own = inference.infer(values.to_frame(), data.model_copy(update={"drop": (), "kinds": {}, "formats": {}}))
-    return inference.learn_target(values, own[target.name], target.task)
+    return learn_target(values, own[target.name], target.task)
 
 
 def describe(learned: Schema) -> str:

@@ -1,0 +1,184 @@
+"""What the texts of a column show: its words for a missing value, how its numbers and dates are written, codes."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from pandas.api import types as dtypes
+
+from pipeline.core.errors import UserError
+from pipeline.core.settings import MISSING
+from pipeline.stages.prepare import date_formats, number_formats
+from pipeline.stages.prepare.number_formats import Choice, Written
+from pipeline.tables import moments, numbers, reading
+from pipeline.tables.reading import FAMILIES, PAIRS, TRUTH, Reading
+from pipeline.tables.schema import Kind
+
+MAX_VERSIONS = 50  # numbers with digits after the point that vary, such as 1.9 and 1.10, are categories up to this many
+LARGEST_EXACT = 1e15  # integers of 16 digits and more lose digits as float64
+MIN_DIGITS = 4  # of most codes that are known by their name
+
+_CODE_NAME = (
+    r"zip|zip_?codes?|postal_?codes?|post_?codes?|plz|cep|phones?|tel|telephones?|mobile|fax|ssn|iban|isbn|ean|upc|imei"
+    r"|siret|siren|insee|fips"
+)
+CODE = re.compile(
+    rf"(?i:(^|[\W_])({_CODE_NAME})([\W_]|$))|[a-z](Zip|ZipCode|PostalCode|PostCode|Phone|PhoneNumber|Fax)$"
+)
+
+TEXT = Reading()
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a column holds, as decided from all rows of the training table."""
+
+    kind: Kind
+    reason: str
+    reading: Reading = TEXT
+    words: Mapping[str, int] | None = None  # texts read as missing, and in how many rows
+    note: str = ""  # something that the user should know
+    counts_rows: bool = False
+
+
+class Texts:
+    """The distinct texts of a column, trimmed and not empty, with the number of rows of each."""
+
+    def __init__(self, values: pd.Series, words: tuple[str, ...]) -> None:
+        codes, texts = reading.distinct(values)
+        rows = np.bincount(codes[codes >= 0], minlength=len(texts))
+        trimmed = texts.str.strip()
+        self.n_padded = int(rows[np.asarray(trimmed != texts) & np.asarray(trimmed != "")].sum())
+        counts = pd.Series(rows, trimmed).drop("", errors="ignore")
+        self.counts = counts if trimmed.is_unique else counts.groupby(level=0, sort=False).sum()
+        self.is_word = reading.is_missing(pd.Index(self.counts.index), words)
+
+    @property
+    def all(self) -> pd.Index:
+        return self.counts.index
+
+    @cached_property
+    def present(self) -> pd.Index:
+        """The texts that are no word for a missing value."""
+        return self.counts[~self.is_word].index
+
+    @property
+    def words(self) -> dict[str, int]:
+        return {str(text): int(n) for text, n in self.counts[self.is_word].items()}
+
+    @cached_property
+    def written(self) -> Written | None:
+        return number_formats.find(self.present) if len(self.present) else None
+
+
+def doubtful(name: str, texts: Texts) -> str:
+    """Name the words of a column that could mean missing."""
+    words = {text: int(texts.counts[text]) for text in texts.all[reading.is_missing(texts.all, MISSING)]}
+    if not words:
+        return ""
+    seen = ", ".join(f"{text!r} in {n:,} rows" for text, n in list(words.items())[:3])
+    listed = ", ".join(map(in_yaml, words))
+    return f"{name}: {seen} read as text; if it means missing, set data.missing: {{{in_yaml(name)}: [{listed}]}}"
+
+
+def in_yaml(text: str) -> str:
+    """Write a name or a word so that it can be pasted into params.yaml."""
+    plain = re.fullmatch(r"[A-Za-z]\w*", text) and text.lower() not in {*TRUTH, "null", "none"}
+    return text if plain else "'" + text.replace("'", "''") + "'"
+
+
+def nearly(texts: Texts) -> str:
+    """Say which few cells keep a column of numbers or dates from being one."""
+    cells = numbers.normalized(pa.array(texts.present))
+    for pattern in (numbers.PLAIN, r"^[+-]?[0-9]+(,[0-9]+)?$"):
+        other = texts.present[~numbers.matches(cells, pattern)]
+        if 0 < len(other) <= 0.1 * len(texts.present):
+            named = "" if re.search(r"\d", other[0]) else ", or name the word in data.missing"
+            return f"{other[0]!r} keeps the column from being numbers: correct the cell{named}"
+    if dates := date_formats.almost(texts.present):
+        named = "" if re.search(r"\d", dates[1]) else ", or name the word in data.missing"
+        return f"{dates[1]!r} keeps the column from being dates as {dates[0]}: correct the cell{named}"
+    return ""
+
+
+def how_written(written: Written, choice: Choice) -> str:
+    """Describe how the numbers of a column are written, as far as its cells show it, and why they are read so."""
+    format_ = choice.numbers if written.shows_mark else choice.numbers.model_copy(update={"decimal": "."})
+    return "; ".join(filter(None, (format_.shown(), choice.reason)))
+
+
+def two_readings(name: str, choice: Choice, texts: Texts | None) -> str:
+    example = texts.written.example if texts and texts.written else ""
+    assert choice.other is not None
+    first, second = (shown(numbers.parse(pa.array([example]), each)[0][0]) for each in (choice.numbers, choice.other))
+    return f"{name!r}: {example!r} can be {first} or {second}, and no cell proves which: set data.csv.decimal to '.' or ','"
+
+
+def moment_format(name: str, texts: Texts) -> str | None:
+    """Return the one format of dates that fits a column; raises `UserError` if several do."""
+    fitting = date_formats.find(texts.present)
+    if len(fitting) > 1 and len({tuple(moments.parse(texts.present, each)) for each in fitting}) > 1:
+        example = texts.present[0]
+        options = " or ".join(f'"{each}"' for each in fitting)
+        raise UserError(
+            f'{name!r}: {example!r} and all other cells fit {options}: set data.formats: {{{in_yaml(name)}: "{fitting[0]}"}}'
+        )
+    return fitting[0] if fitting else None
+
+
+def are_truth_values(texts: pd.Index) -> bool:
+    """True if the texts are words for true and false, with both words of a pair, other than 1 and 0 alone."""
+    words = set(texts.str.lower())
+    alike = any(words <= set().union(*family) for family in FAMILIES)
+    return alike and not words <= {"1", "0"} and any(words >= set(pair) for pair in PAIRS)
+
+
+def why_codes(name: str, texts: pd.Index) -> str | None:
+    """Say why numbers are codes, whose text matters; None for numbers."""
+    padded = texts.str.fullmatch(r"0\d+[^\d.,]*")
+    if padded.any():
+        example = texts[padded][0]
+        return f"codes, such as {example!r} with its leading zero"
+    if texts.str.fullmatch(r"[+-]?\d{16,}").mean() > 0.5:
+        return "codes of 16 digits and more"
+    if texts.str.fullmatch(r"\+\d{7,}").all():
+        return "phone numbers"
+    if (
+        CODE.search(name)
+        and not texts.str.contains(r"[.,]").any()
+        and (texts.str.count(r"\d") >= MIN_DIGITS).mean() > 0.5
+    ):
+        return "codes by their name"
+    if len(texts) <= MAX_VERSIONS and texts.str.fullmatch(r"\d+\.\d+").all():
+        digits = texts.str.extract(r"\.(\d+)$", expand=False)
+        padded = digits.str.endswith("0") & (digits.str.len() > 1)
+        repeated = len(pd.unique(texts.to_numpy(np.float64))) < len(texts)
+        counted = bool((texts[padded].str.extract(r"\.(\d+)$", expand=False) == "10").any()) if padded.any() else False
+        if padded.any() and digits.str.len().nunique() > 1 and (repeated or counted):
+            return f"versions, such as {texts[padded][0]!r} with its last zero"
+    return None
+
+
+def whole_numbers(values: pd.Series, written: pd.Index | None = None) -> np.ndarray | None:
+    """Return the values that are not missing if they are integers, also if missing ones made them a float column."""
+    present = values.dropna()
+    as_integers = (
+        not written.str.contains(r"[.,eE]").any() if written is not None else dtypes.is_integer_dtype(values.dtype)
+    )
+    if not as_integers and len(present) == len(values):
+        return None
+    floats: np.ndarray = present.to_numpy(np.float64)
+    return floats if as_integers or bool(len(floats) and (floats % 1 == 0).all()) else None
+
+
+def sampled(values: pd.Series) -> str:
+    seen = [repr(str(value)) for value in pd.unique(values)[:4]]
+    return ", ".join(seen[:3]) + (", …" if len(seen) > 3 else "")
+
+
+def shown(number: float) -> str:
+    return str(int(number)) if number % 1 == 0 and abs(number) < LARGEST_EXACT else repr(float(number))
