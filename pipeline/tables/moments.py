@@ -1,7 +1,6 @@
 """Dates and times as people write them."""
 
 import re
-from collections.abc import Sequence
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
@@ -31,9 +30,9 @@ def holds(moment_format: str) -> tuple[bool, bool]:
     return bool(_DATE.search(moment_format)), bool(_TIME.search(moment_format))
 
 
-def parse(texts: Sequence[str] | pd.Index, moment_format: str) -> pd.Series:
+def parse(texts: pd.Index, moment_format: str) -> pd.Series:
     """Parse dates and times as UTC; NaT for a text of another format. Two-digit years are 1969 to 2068."""
-    cells = pd.Series(list(texts), dtype="str").str.strip()
+    cells = pd.Series(texts, dtype="str").reset_index(drop=True).str.strip()
     if moment_format in EPOCHS:
         counts = pd.to_numeric(cells, errors="coerce").to_numpy(np.float64)
         microseconds = counts * {"s": 1e6, "ms": 1e3}[EPOCHS[moment_format]]

@@ -3,6 +3,7 @@
 from typing import Annotated, Literal, Self
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
@@ -13,6 +14,7 @@ PLAIN = r"^[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?$"
 INTEGER = r"^[+-]?[0-9]+$"
 EXPONENT = r"[eE][+-]?[0-9]+"
 INFINITE = r"^[+-]?inf(?:inity)?$"
+CHUNK = 2**20  # cells parsed at a time
 AFFIX = 12  # longest unit or currency
 BELOW, ABOVE = "<", ">"  # flags of numbers that are only a bound
 _ESCAPED = {"": "", ".": r"\.", ",": ",", " ": " ", "'": "'"}
@@ -56,9 +58,11 @@ class Numbers(Section):
         return ", ".join(parts + [f"unit {affix!r}" for affix in (self.prefix, self.suffix) if affix])
 
 
-def normalized(texts: pa.Array) -> pa.Array:
+def normalized(cells: pd.Index) -> pa.Array:
     """Trim texts, and replace typographic minus signs, spaces and apostrophes by plain ones."""
-    texts = pc.utf8_trim_whitespace(texts.cast(pa.large_string()))
+    texts = pa.array(cells, pa.large_string())
+    texts = texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
+    texts = pc.utf8_trim_whitespace(texts)
     if not pc.all(pc.string_is_ascii(texts)).as_py():
         for typographic, plain in _SPELLINGS.items():
             texts = pc.replace_substring(texts, typographic, plain)
@@ -70,22 +74,39 @@ def matches(texts: pa.Array, pattern: str) -> np.ndarray:
     return found
 
 
-def parse(texts: pa.Array, numbers: Numbers) -> tuple[np.ndarray, np.ndarray]:
+def parse(texts: pd.Index, numbers: Numbers) -> tuple[np.ndarray, np.ndarray]:
     """Return the numbers [n] float64, NaN for a text that is not one, and [n] int8: -1 below the number, 1 above, 0."""
-    texts = normalized(texts)
+    parts = [_parse(texts[start : start + CHUNK], numbers) for start in range(0, len(texts) or 1, CHUNK)]
+    values, bounds = zip(*parts, strict=True)
+    return np.concatenate(values), np.concatenate(bounds)
+
+
+def plain_numbers(texts: pa.Array) -> np.ndarray | None:
+    """Return the numbers [n] float64 if all texts match PLAIN and none is infinite; None otherwise."""
+    try:
+        values: np.ndarray = pc.cast(texts, pa.float64()).to_numpy(zero_copy_only=False)
+    except pa.ArrowInvalid:
+        return None
+    return values if np.isfinite(values).all() else None
+
+
+def _parse(cells: pd.Index, numbers: Numbers) -> tuple[np.ndarray, np.ndarray]:
+    texts = normalized(cells)
     values, bound = np.full(len(texts), np.nan), np.zeros(len(texts), np.int8)
     # A point is a separator in a column with decimal commas or with points between thousands.
     pointed = numbers.decimal == "." and numbers.thousands != "."
+    if pointed and (found := plain_numbers(texts)) is not None:
+        return found, bound
     plain = matches(texts, PLAIN if pointed else INTEGER)
     values[plain] = _floats(texts.filter(pa.array(plain)))
     infinite = matches(pc.utf8_lower(texts), INFINITE) if not plain.all() else plain
     rest = np.flatnonzero(~plain)
     if not len(rest):
         return values, bound
-    cells = pc.extract_regex(texts.take(pa.array(rest)), cell(numbers.body(), _optional(numbers)))
-    rest, cells = rest[cells.is_valid().to_numpy(zero_copy_only=False)], cells.drop_null()
+    found = pc.extract_regex(texts.take(pa.array(rest)), cell(numbers.body(), _optional(numbers)))
+    rest, found = rest[found.is_valid().to_numpy(zero_copy_only=False)], found.drop_null()
     part = {
-        name: pc.struct_field(cells, name) for name in ("below", "open", "sign", "inner", "body", "exponent", "end")
+        name: pc.struct_field(found, name) for name in ("below", "open", "sign", "inner", "body", "exponent", "end")
     }
     body = pc.replace_substring(part["body"], numbers.thousands or numbers.other_mark, "")
     body = pc.replace_substring(body, numbers.decimal, ".")
@@ -129,7 +150,5 @@ def _equal(texts: pa.Array, character: str) -> np.ndarray:
 
 
 def _floats(texts: pa.Array) -> np.ndarray:
-    # Arrow reads no leading plus sign.
-    plain = pc.replace_substring_regex(texts, r"^\+", "") if pc.any(pc.starts_with(texts, "+")).as_py() else texts
-    floats: np.ndarray = pc.cast(plain, pa.float64()).to_numpy(zero_copy_only=False)
+    floats: np.ndarray = pc.cast(texts, pa.float64()).to_numpy(zero_copy_only=False)
     return floats

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from pandas.api import types as dtypes
 from pydantic import Field
 
@@ -20,6 +19,7 @@ from pipeline.tables.values import as_plain, canonical, canonical_value
 
 Type = Literal["number", "moment", "boolean", "text"]
 
+SAMPLE = 10_000  # cells that show whether the texts of a column repeat
 
 # Words of truth values; each pair is one way of writing them.
 PAIRS = (("true", "false"), ("yes", "no"), ("y", "n"), ("t", "f"), ("on", "off"), ("1", "0"))
@@ -79,11 +79,13 @@ def read(values: pd.Series, reading: Reading) -> Cells:
     codes, texts = distinct(plain)
     if not reading.verbatim:
         texts = texts.str.strip()
+    texts = texts.fillna("")
     absent = np.asarray(texts == "") | is_missing(texts, reading.missing)
     flagged = {flag: np.zeros(len(texts), bool) for flag in reading.flags}
     match reading.type:
         case "number":
-            numbers, bound = parse(pa.array(texts), reading.numbers)
+            numbers, bound = np.full(len(texts), np.nan), np.zeros(len(texts), np.int8)
+            numbers[~absent], bound[~absent] = parse(texts[~absent], reading.numbers)
             flagged = {flag: np.asarray(texts.str.lower() == flag.lower()) for flag in reading.flags}
             flagged |= {flag: bound == side for flag, side in (("<", -1), (">", 1)) if flag in flagged}
             # A bound is a number only in a column that had bounds in training.
@@ -102,13 +104,11 @@ def read(values: pd.Series, reading: Reading) -> Cells:
             parsed, wrong = pd.Series(texts).mask(absent), absent & False
     if absent.any():
         parsed = parsed.mask(absent)
-    missing = codes < 0
-    parsed = pd.concat([parsed, pd.Series([None], dtype=parsed.dtype)], ignore_index=True)  # the code -1
-    return Cells(
-        pd.Series(parsed.take(codes).array, values.index, name=values.name),
-        np.append(wrong, False)[codes] & ~missing,
-        {flag: np.append(cells, False)[codes] for flag, cells in flagged.items()},
-    )
+    if codes is not None:
+        parsed = pd.concat([parsed, pd.Series([None], dtype=parsed.dtype)], ignore_index=True).take(codes)  # code -1
+        wrong, *flags = (np.append(cells, False)[codes] for cells in (wrong, *flagged.values()))
+        flagged = dict(zip(flagged, flags, strict=True))
+    return Cells(pd.Series(parsed.array, values.index, name=values.name), wrong, flagged)
 
 
 def is_number(values: pd.Series) -> bool:
@@ -123,16 +123,27 @@ def is_text(values: pd.Series) -> bool:
     )
 
 
-def distinct(values: pd.Series) -> tuple[np.ndarray, pd.Index]:
-    """Return the distinct texts of a column, and for each cell [n] the place of its text, -1 if missing."""
+def distinct(values: pd.Series) -> tuple[np.ndarray | None, pd.Index]:
+    """Return the distinct texts of a column, and for each cell [n] the place of its text, -1 if missing.
+
+    If most cells differ, their texts [n] are returned as they are, with None for the places.
+    """
     if dtypes.is_object_dtype(values.dtype) or not is_text(values):
         values = canonical(values)
     if isinstance(values.dtype, pd.CategoricalDtype):
         used = np.bincount(values.cat.codes + 1, minlength=len(values.cat.categories) + 1)[1:] > 0
         places = np.append(np.cumsum(used) - 1, -1)
         return places[values.cat.codes], canonical(pd.Series(values.cat.categories[used])).pipe(pd.Index)
+    if hardly_repeats(values):
+        return None, pd.Index(values)
     codes, texts = pd.factorize(values)
     return codes, pd.Index(texts, dtype="str")
+
+
+def hardly_repeats(texts: pd.Series) -> bool:
+    """True if most of a sample of SAMPLE cells differ; False for a column of fewer."""
+    step = len(texts) // SAMPLE
+    return step > 0 and int(texts.iloc[::step].nunique()) > len(texts) // step // 2
 
 
 def is_missing(texts: pd.Index, words: tuple[str, ...]) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Find the format of dates and times from all cells of a column."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -56,8 +56,13 @@ def _year_first(texts: pd.Index, fitting: list[str]) -> str | None:
     return name if parts[0].nunique() < parts[1].nunique() and _fits(texts, name) else None
 
 
-def of_integers(values: np.ndarray, name: str) -> str | None:
-    """Return the format of whole numbers that are dates: 20180102 with or without a time, or counts since 1970."""
+def of_integers(
+    values: np.ndarray, name: str, n_rows: int = 0, ascend: Callable[[], bool] = lambda: False
+) -> str | None:
+    """Return the format of whole numbers that are dates: 20180102 with or without a time, or counts since 1970.
+
+    `values` are the distinct ones of `n_rows`; `ascend` says whether they ascend in the order of the rows.
+    """
     smallest, largest = values.min(), values.max()
     for compact, digits in (("%Y%m%d", 8), ("%Y%m%d%H%M", 12), ("%Y%m%d%H%M%S", 14)):
         unit = 10 ** (digits - 4)
@@ -71,12 +76,11 @@ def of_integers(values: np.ndarray, name: str) -> str | None:
     )
     # Without a telling name, only moments of a few decades, of which hardly any repeats, are taken for dates; seconds if they ascend.
     years = (1980, 2100) if named else (2000, 2040)
-    distinct = len(pd.unique(values)) > 0.9 * len(values)
+    distinct = len(values) > 0.9 * n_rows
     for epoch, unit in EPOCHS.items():
         scale = {"s": 1, "ms": 1000}[unit]
         low, high = (pd.Timestamp(year=year, month=1, day=1).timestamp() * scale for year in years)
-        ascending = unit == "ms" or bool((np.diff(values) >= 0).all())
-        if low <= smallest and largest < high and (named or (distinct and ascending)):
+        if low <= smallest and largest < high and (named or (distinct and (unit == "ms" or ascend()))):
             return epoch
     return None
 

@@ -1,8 +1,9 @@
 """Infer from the training table what each column holds, and how its cells are read."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -12,10 +13,11 @@ from pandas.api import types as dtypes
 from pipeline.core.errors import UserError
 from pipeline.core.settings import EPOCHS, ISO, Data
 from pipeline.stages.prepare import date_formats, number_formats
-from pipeline.stages.prepare.number_formats import Choice
+from pipeline.stages.prepare.number_formats import SAMPLE, Choice
 from pipeline.stages.prepare.targets import infer_target
 from pipeline.stages.prepare.texts import (
     CODE,
+    ID_SHARE,
     LARGEST_EXACT,
     MIN_DIGITS,
     Found,
@@ -26,7 +28,6 @@ from pipeline.stages.prepare.texts import (
     moment_format,
     nearly,
     two_readings,
-    whole_numbers,
     why_codes,
 )
 from pipeline.tables import moments, numbers, reading
@@ -149,8 +150,9 @@ def _named(
 def _moment_format(name: str, values: pd.Series, texts: Texts | None) -> str | None:
     """Return the format of a column that data.kinds calls datetime; None if it is unknown."""
     if texts is None:
-        whole = whole_numbers(values) if reading.is_number(values) else None
-        return ISO if whole is None else date_formats.of_integers(whole, f"{name} time")
+        whole = values.dropna().to_numpy(np.float64) if reading.is_number(values) else np.zeros(0)
+        is_count = len(whole) and bool((whole % 1 == 0).all())
+        return date_formats.of_integers(whole, f"{name} time") if is_count else ISO
     if not len(texts.present):
         return ISO
     if numbers.matches(pa.array(texts.present), numbers.INTEGER).all():
@@ -167,30 +169,24 @@ def _of_text(name: str, values: pd.Series, texts: Texts, choice: Choice | None, 
         return Found("categorical", "true or false", Reading(type="boolean", missing=missing), words)
     if choice is not None and texts.written is not None:
         if reason := why_codes(name, texts.present):
-            if _is_id(len(texts.all), int(texts.counts.sum())) and not CODE.search(name):
+            if texts.are_ids and not CODE.search(name):
                 return Found("drop", f"{reason}, with a value of its own in almost every row: an id")
             return _words(texts, data, name, reason)
         if choice.other is not None:
             raise UserError(two_readings(name, choice, texts))
         flags = texts.written.words + texts.written.bounds
         rule = Reading(type="number", numbers=choice.numbers, missing=missing, flags=flags)
-        cells = reading.read(values, rule).values
-        whole = None if flags else whole_numbers(cells, written=texts.present)
-        found = _of_numbers(name, cells, whole, rule)
+        found = _of_numbers(name, _numbers_of_text(values, texts, rule), rule)
         reason = "; ".join(filter(None, (found.reason, how_written(texts.written, choice), _flagged(flags))))
         return replace(found, reason=reason, words=words)
     if moment := moment_format(name, texts):
         what = "dates" if moments.holds(moment)[0] else "times"
         return Found("datetime", f"{what} as {moment}", Reading(type="moment", format=moment, missing=missing), words)
-    n_values, n = len(texts.all), int(texts.counts.sum())
-    if _is_id(n_values, n):
+    if texts.are_ids:
+        n_values, n = texts.all.nunique(), int(texts.n_rows.sum())
         reason, almost = f"text with {n_values} different values in {n} rows: an id or free text", nearly(texts)
         return Found("drop", reason, note=f"{name}: {almost}" if almost else "")
     return _words(texts, data, name)
-
-
-def _is_id(n_values: int, n: int) -> bool:
-    return n_values > 50 and n_values > 0.9 * n
 
 
 def _words(texts: Texts, data: Data, name: str, reason: str | None = None) -> Found:
@@ -222,60 +218,100 @@ def _of_type(name: str, values: pd.Series, data: Data) -> Found:
         return Found("categorical", "true or false", Reading(type="boolean"))
     if not reading.is_number(values):
         return Found("categorical", f"{values.dtype} values")
-    cells = values.astype("float64")
-    whole = whole_numbers(values)
-    if whole is not None and len(whole):
-        long = np.mean(np.abs(whole) >= LARGEST_EXACT) > 0.5
-        if long or (CODE.search(name) and np.mean(whole >= 10 ** (MIN_DIGITS - 1)) > 0.5):
+    rule = Reading(type="number", missing=data.missing_words(name))
+    present = reading.read(values, rule).values.dropna().to_numpy(np.float64)
+    found = Values(
+        distinct=pd.unique(present),
+        n=len(present),
+        complete=len(present) == len(values),
+        as_integers=dtypes.is_integer_dtype(values.dtype),
+        rows=lambda: present,
+    )
+    if found.are_whole:
+        long = np.mean(np.abs(present) >= LARGEST_EXACT) > 0.5
+        if long or (CODE.search(name) and np.mean(present >= 10 ** (MIN_DIGITS - 1)) > 0.5):
             reason = "codes of 16 digits and more" if long else "codes by their name"
-            if _is_id(values.nunique(), len(whole)) and not CODE.search(name):
+            n_values = values.nunique()
+            if n_values > 50 and n_values > ID_SHARE * found.n and not CODE.search(name):
                 return Found("drop", f"{reason}, with a value of its own in almost every row: an id")
             return Found("categorical", reason)
-    rule = Reading(type="number", missing=data.missing_words(name))
-    return _of_numbers(name, reading.read(cells, rule).values, whole, rule)
+    return _of_numbers(name, found, rule)
 
 
-def _of_numbers(name: str, values: pd.Series, whole: np.ndarray | None, rule: Reading) -> Found:
-    """Distinguish dates, categories and row numbers from other numbers; `whole` are the values if they are integers."""
-    if whole is None or not len(whole):
-        floats = values.to_numpy(np.float64)
-        if (
-            len(floats)
-            and np.isfinite(floats).all()
-            and (floats % 1 == 0).all()
-            and (reason := _row_number(name, floats, complete=True))
-        ):
-            return Found("drop", reason, rule)
+@dataclass(frozen=True)
+class Values:
+    """The numbers in the `n` rows of a column that hold one: the distinct ones, and all in the order of the rows."""
+
+    distinct: np.ndarray
+    n: int
+    complete: bool  # no row lacks one
+    as_integers: bool  # written without a decimal mark, or of such a type
+    rows: Callable[[], np.ndarray]  # reads them, which takes time
+
+    @cached_property
+    def are_whole(self) -> bool:
+        """True if they are integers, also where missing ones made them a float column."""
+        if not len(self.distinct) or not np.isfinite(self.distinct).all():
+            return False
+        return self.as_integers or (not self.complete and bool((self.distinct % 1 == 0).all()))
+
+    @cached_property
+    def counts_rows(self) -> bool:
+        """True if each is one more than that of the row before."""
+        return self.n >= MIN_COUNTED and len(self.distinct) == self.n and bool((np.diff(self.rows()) == 1).all())
+
+    @property
+    def ascend(self) -> bool:
+        return bool((np.diff(self.rows()) >= 0).all())
+
+    @property
+    def descend(self) -> bool:
+        return bool((np.diff(self.rows()) <= 0).all())
+
+
+def _numbers_of_text(values: pd.Series, texts: Texts, rule: Reading) -> Values:
+    found, _ = numbers.parse(texts.present, rule.numbers)
+    known = ~np.isnan(found)
+    marked = any(cells.str.contains(r"[.,eE]").any() for cells in (texts.present[:SAMPLE], texts.present))
+    n = int(texts.n_rows[~texts.is_word][known].sum())
+    return Values(
+        distinct=pd.unique(found[known]),
+        n=n,
+        complete=n == len(values),
+        as_integers=not marked,
+        rows=lambda: reading.read(values, rule).values.dropna().to_numpy(np.float64),
+    )
+
+
+def _of_numbers(name: str, found: Values, rule: Reading) -> Found:
+    """Distinguish dates, categories and row numbers from other numbers."""
+    if rule.flags:
         return Found("numeric", "numbers", rule)
-    if reason := _row_number(name, whole, complete=len(whole) == len(values)):
-        return Found("drop", reason, rule, counts_rows=_counts_rows(whole))
+    if reason := _row_number(name, found):
+        return Found("drop", reason, rule, counts_rows=found.counts_rows)
+    if not found.are_whole:
+        return Found("numeric", "numbers", rule)
     plain = rule.numbers == Numbers(decimal=rule.numbers.decimal)
-    if plain and (moment := date_formats.of_integers(whole, name)):
+    if plain and (moment := date_formats.of_integers(found.distinct, name, found.n, lambda: found.ascend)):
         what = f"{moment} since 1970" if moment in EPOCHS else f"dates as {moment}"
         return Found("datetime", what, Reading(type="moment", format=moment, missing=rule.missing))
-    found = pd.unique(whole)
-    n_values = len(found)
-    if plain and n_values == 2 and set(found) == {0.0, 1.0} and not rule.flags:
+    n_values = len(found.distinct)
+    if plain and n_values == 2 and set(found.distinct) == {0.0, 1.0}:
         return Found("categorical", "true or false, as 1 and 0", Reading(type="boolean", missing=rule.missing))
     if n_values <= MAX_INTEGER_CATEGORIES:
         return Found("categorical", f"whole numbers with only {n_values} values", rule)
-    return Found("numeric", "numbers", rule, counts_rows=_counts_rows(whole))
+    return Found("numeric", "numbers", rule, counts_rows=found.counts_rows)
 
 
-def _counts_rows(whole: np.ndarray) -> bool:
-    return len(whole) >= MIN_COUNTED and bool((np.diff(whole) == 1).all())
-
-
-def _row_number(name: str, whole: np.ndarray, *, complete: bool) -> str:
+def _row_number(name: str, found: Values) -> str:
     """Say why a column without information is one: it is nameless, or named like an id, and numbers the rows."""
-    if not complete or len(whole) < MIN_COUNTED or not _ID.search(name):
+    if found.n < MIN_COUNTED or len(found.distinct) < found.n or not found.complete or not _ID.search(name):
+        return ""
+    if not np.isfinite(found.distinct).all() or (found.distinct % 1 != 0).any():
         return ""
     kind = "a nameless column" if _NAMELESS.fullmatch(name) else "an id by its name"
-    if _counts_rows(whole):
+    if found.counts_rows:
         return f"{kind} that counts the rows"
-    n_values = len(pd.unique(whole))
-    if n_values < len(whole):
-        return ""
-    if bool((np.diff(whole) > 0).all() or (np.diff(whole) < 0).all()):
+    if found.ascend or found.descend:
         return f"{kind}, with sorted values that never repeat"
     return f"{kind}, with a value of its own in every row" if kind.startswith("an id") else ""

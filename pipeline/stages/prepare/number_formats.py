@@ -16,6 +16,7 @@ from pipeline.tables.numbers import ABOVE, AFFIX, BELOW, Numbers
 
 MONTHS, CLOCKS = r"^(0[1-9]|1[0-2])\.(19|20)\d\d$", r"^([01]\d|2[0-3])\.[0-5]\d$"  # such as 01.2018 and 07.45
 MAX_WORDS = 5  # words beside the numbers of a column
+SAMPLE = 1000  # cells that decide whether all of them need be looked at
 MIN_NUMBERS = 20  # with fewer distinct numbers, a column with such words holds categories
 
 _CURRENCY = (
@@ -45,17 +46,19 @@ def find(texts: pd.Index, *, with_words: bool = True) -> Written | None:
 
     A few words without a digit may stand beside many numbers, unless `with_words` is False.
     """
-    cells = numbers.normalized(pa.array(texts))
-    if numbers.matches(cells, MONTHS).all() or (numbers.matches(cells, CLOCKS).all() and texts.str.match(r"0\d").any()):
+    cells = numbers.normalized(texts)
+    if not _could_be_numbers(cells[:SAMPLE]):
         return None
-    if numbers.matches(cells, numbers.PLAIN).all():
+    if _all_match(cells, MONTHS) or (_all_match(cells, CLOCKS) and texts.str.match(r"0\d").any()):
+        return None
+    if numbers.plain_numbers(cells) is not None or numbers.matches(cells, numbers.PLAIN).all():
         pointed = pc.any(pc.match_substring(cells, ".")).as_py()
         grouped = pointed and numbers.matches(cells, f"^[+-]?{Numbers(decimal=',', thousands='.').body()}$").all()
         both = (Numbers(), Numbers(decimal=",", thousands="."))
         return Written(both if grouped else both[:1], shows_mark=pointed, example=_example(cells) if grouped else "")
     found = pc.extract_regex(cells, _PATTERN)
     valid = found.is_valid().to_numpy(zero_copy_only=False)
-    words = texts[~valid & ~numbers.matches(pc.utf8_lower(cells), numbers.INFINITE)]
+    words = texts[~valid & ~numbers.matches(pc.utf8_lower(cells), numbers.INFINITE)].unique()
     few = with_words and len(words) <= MAX_WORDS and valid.sum() >= MIN_NUMBERS
     few = few and bool(
         (words.str.len() > 1).all()
@@ -76,6 +79,16 @@ def find(texts: pd.Index, *, with_words: bool = True) -> Written | None:
     bounds += [ABOVE] * bool(part["below"].str.contains("[>≥]").any() or (part["end"] == "+").any())
     example = _example(bodies) if len(formats) > 1 else ""
     return Written(formats, _has(bodies, ".") or _has(bodies, ","), tuple(sorted(words)), tuple(bounds), example)
+
+
+def _could_be_numbers(cells: pa.Array) -> bool:
+    """False if a sample has more words than may be beside numbers."""
+    is_word = ~numbers.matches(cells, "[0-9]") & ~numbers.matches(pc.utf8_lower(cells), numbers.INFINITE)
+    return len(cells.filter(pa.array(is_word)).unique()) <= MAX_WORDS
+
+
+def _all_match(cells: pa.Array, pattern: str) -> bool:
+    return bool(numbers.matches(cells[:SAMPLE], pattern).all() and numbers.matches(cells, pattern).all())
 
 
 def _has(texts: pa.Array, mark: str) -> bool:

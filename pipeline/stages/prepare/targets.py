@@ -19,7 +19,6 @@ from pipeline.stages.prepare.texts import (
     sampled,
     shown,
     two_readings,
-    whole_numbers,
     why_codes,
 )
 from pipeline.tables import numbers, reading
@@ -43,11 +42,8 @@ def infer_target(
     if texts is None:
         if dtypes.is_bool_dtype(values.dtype):
             return Found("categorical", "true or false", Reading(type="boolean"))
-        whole = whole_numbers(values) if reading.is_number(values) else None
-        long = whole is not None and len(whole) and np.abs(whole).max() >= LARGEST_EXACT
-        return Found(
-            "categorical", "classes", Reading(type="number" if reading.is_number(values) and not long else "text")
-        )
+        exact = reading.is_number(values) and not (values[values % 1 == 0].abs() >= LARGEST_EXACT).any()
+        return Found("categorical", "classes", Reading(type="number" if exact else "text"))
     texts = Texts(values, named)
     words, notes = texts.words, [] if named else [doubtful(name, texts)]
     if texts.n_padded:

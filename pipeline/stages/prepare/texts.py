@@ -7,19 +7,19 @@ from functools import cached_property
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-from pandas.api import types as dtypes
 
 from pipeline.core.errors import UserError
 from pipeline.core.settings import MISSING
 from pipeline.stages.prepare import date_formats, number_formats
-from pipeline.stages.prepare.number_formats import Choice, Written
+from pipeline.stages.prepare.number_formats import SAMPLE, Choice, Written
 from pipeline.tables import moments, numbers, reading
 from pipeline.tables.reading import FAMILIES, PAIRS, TRUTH, Reading
 from pipeline.tables.schema import Kind
 
+MOST_TRUTH_VALUES = 50  # spellings of true and false in one column
 MAX_VERSIONS = 50  # numbers with digits after the point that vary, such as 1.9 and 1.10, are categories up to this many
 LARGEST_EXACT = 1e15  # integers of 16 digits and more lose digits as float64
+ID_SHARE = 0.9  # of different texts among the rows of a column of ids
 MIN_DIGITS = 4  # of most codes that are known by their name
 
 _CODE_NAME = (
@@ -46,29 +46,43 @@ class Found:
 
 
 class Texts:
-    """The distinct texts of a column, trimmed and not empty, with the number of rows of each."""
+    """The texts of a column, trimmed and not empty, with the number of rows of each.
+
+    They are distinct, unless most of them are anyway: then each has one row.
+    """
 
     def __init__(self, values: pd.Series, words: tuple[str, ...]) -> None:
         codes, texts = reading.distinct(values)
-        rows = np.bincount(codes[codes >= 0], minlength=len(texts))
+        texts = texts.dropna() if codes is None else texts
+        n_rows = np.ones(len(texts), int) if codes is None else np.bincount(codes[codes >= 0], minlength=len(texts))
         trimmed = texts.str.strip()
-        self.n_padded = int(rows[np.asarray(trimmed != texts) & np.asarray(trimmed != "")].sum())
-        counts = pd.Series(rows, trimmed).drop("", errors="ignore")
-        self.counts = counts if trimmed.is_unique else counts.groupby(level=0, sort=False).sum()
-        self.is_word = reading.is_missing(pd.Index(self.counts.index), words)
-
-    @property
-    def all(self) -> pd.Index:
-        return self.counts.index
+        kept = np.asarray(trimmed != "")
+        self.n_padded = int(n_rows[np.asarray(trimmed != texts) & kept].sum())
+        self.all, self.n_rows = trimmed[kept], n_rows[kept]
+        if codes is not None and not self.all.is_unique:
+            places, self.all = pd.factorize(self.all)
+            self.n_rows = np.bincount(places, self.n_rows).astype(int)
+        self.is_word = reading.is_missing(self.all, words)
 
     @cached_property
     def present(self) -> pd.Index:
         """The texts that are no word for a missing value."""
-        return self.counts[~self.is_word].index
+        return self.all[~self.is_word]
 
     @property
     def words(self) -> dict[str, int]:
-        return {str(text): int(n) for text, n in self.counts[self.is_word].items()}
+        return self.count(self.is_word)
+
+    def count(self, chosen: np.ndarray) -> dict[str, int]:
+        """Return the number of rows of each of the chosen texts, a mask."""
+        rows = pd.Series(self.n_rows[chosen], self.all[chosen]).groupby(level=0, sort=False).sum()
+        return {str(text): int(n) for text, n in rows.items()}
+
+    @cached_property
+    def are_ids(self) -> bool:
+        """True if almost every row has a text of its own."""
+        n, n_rows = len(self.all), int(self.n_rows.sum())
+        return n > 50 and n > ID_SHARE * n_rows and self.all.nunique() > ID_SHARE * n_rows
 
     @cached_property
     def written(self) -> Written | None:
@@ -77,7 +91,7 @@ class Texts:
 
 def doubtful(name: str, texts: Texts) -> str:
     """Name the words of a column that could mean missing."""
-    words = {text: int(texts.counts[text]) for text in texts.all[reading.is_missing(texts.all, MISSING)]}
+    words = texts.count(reading.is_missing(texts.all, MISSING))
     if not words:
         return ""
     seen = ", ".join(f"{text!r} in {n:,} rows" for text, n in list(words.items())[:3])
@@ -93,7 +107,7 @@ def in_yaml(text: str) -> str:
 
 def nearly(texts: Texts) -> str:
     """Say which few cells keep a column of numbers or dates from being one."""
-    cells = numbers.normalized(pa.array(texts.present))
+    cells = numbers.normalized(texts.present)
     for pattern in (numbers.PLAIN, r"^[+-]?[0-9]+(,[0-9]+)?$"):
         other = texts.present[~numbers.matches(cells, pattern)]
         if 0 < len(other) <= 0.1 * len(texts.present):
@@ -114,14 +128,15 @@ def how_written(written: Written, choice: Choice) -> str:
 def two_readings(name: str, choice: Choice, texts: Texts | None) -> str:
     example = texts.written.example if texts and texts.written else ""
     assert choice.other is not None
-    first, second = (shown(numbers.parse(pa.array([example]), each)[0][0]) for each in (choice.numbers, choice.other))
+    first, second = (shown(numbers.parse(pd.Index([example]), each)[0][0]) for each in (choice.numbers, choice.other))
     return f"{name!r}: {example!r} can be {first} or {second}, and no cell proves which: set data.csv.decimal to '.' or ','"
 
 
 def moment_format(name: str, texts: Texts) -> str | None:
     """Return the one format of dates that fits a column; raises `UserError` if several do."""
     fitting = date_formats.find(texts.present)
-    if len(fitting) > 1 and len({tuple(moments.parse(texts.present, each)) for each in fitting}) > 1:
+    parsed = [moments.parse(texts.present, each) for each in fitting] if len(fitting) > 1 else []
+    if any(not each.equals(parsed[0]) for each in parsed):
         example = texts.present[0]
         options = " or ".join(f'"{each}"' for each in fitting)
         raise UserError(
@@ -132,20 +147,22 @@ def moment_format(name: str, texts: Texts) -> str | None:
 
 def are_truth_values(texts: pd.Index) -> bool:
     """True if the texts are words for true and false, with both words of a pair, other than 1 and 0 alone."""
-    words = set(texts.str.lower())
+    words = set(texts[:MOST_TRUTH_VALUES].str.lower())
     alike = any(words <= set().union(*family) for family in FAMILIES)
-    return alike and not words <= {"1", "0"} and any(words >= set(pair) for pair in PAIRS)
+    few = len(texts) < MOST_TRUTH_VALUES
+    return few and alike and not words <= {"1", "0"} and any(words >= set(pair) for pair in PAIRS)
 
 
 def why_codes(name: str, texts: pd.Index) -> str | None:
     """Say why numbers are codes, whose text matters; None for numbers."""
-    padded = texts.str.fullmatch(r"0\d+[^\d.,]*")
-    if padded.any():
-        example = texts[padded][0]
-        return f"codes, such as {example!r} with its leading zero"
-    if texts.str.fullmatch(r"[+-]?\d{16,}").mean() > 0.5:
+    padded = texts[texts.str.startswith("0")]
+    padded = padded[padded.str.fullmatch(r"0\d+[^\d.,]*")]
+    if len(padded):
+        return f"codes, such as {padded[0]!r} with its leading zero"
+    first = texts[:SAMPLE]
+    if first.str.fullmatch(r"[+-]?\d{16,}").any() and texts.str.fullmatch(r"[+-]?\d{16,}").mean() > 0.5:
         return "codes of 16 digits and more"
-    if texts.str.fullmatch(r"\+\d{7,}").all():
+    if first.str.fullmatch(r"\+\d{7,}").all() and texts.str.fullmatch(r"\+\d{7,}").all():
         return "phone numbers"
     if (
         CODE.search(name)
@@ -155,24 +172,14 @@ def why_codes(name: str, texts: pd.Index) -> str | None:
         return "codes by their name"
     if len(texts) <= MAX_VERSIONS and texts.str.fullmatch(r"\d+\.\d+").all():
         digits = texts.str.extract(r"\.(\d+)$", expand=False)
-        padded = digits.str.endswith("0") & (digits.str.len() > 1)
+        trailing = digits.str.endswith("0") & (digits.str.len() > 1)
         repeated = len(pd.unique(texts.to_numpy(np.float64))) < len(texts)
-        counted = bool((texts[padded].str.extract(r"\.(\d+)$", expand=False) == "10").any()) if padded.any() else False
-        if padded.any() and digits.str.len().nunique() > 1 and (repeated or counted):
-            return f"versions, such as {texts[padded][0]!r} with its last zero"
+        counted = (
+            bool((texts[trailing].str.extract(r"\.(\d+)$", expand=False) == "10").any()) if trailing.any() else False
+        )
+        if trailing.any() and digits.str.len().nunique() > 1 and (repeated or counted):
+            return f"versions, such as {texts[trailing][0]!r} with its last zero"
     return None
-
-
-def whole_numbers(values: pd.Series, written: pd.Index | None = None) -> np.ndarray | None:
-    """Return the values that are not missing if they are integers, also if missing ones made them a float column."""
-    present = values.dropna()
-    as_integers = (
-        not written.str.contains(r"[.,eE]").any() if written is not None else dtypes.is_integer_dtype(values.dtype)
-    )
-    if not as_integers and len(present) == len(values):
-        return None
-    floats: np.ndarray = present.to_numpy(np.float64)
-    return floats if as_integers or bool(len(floats) and (floats % 1 == 0).all()) else None
 
 
 def sampled(values: pd.Series) -> str:
