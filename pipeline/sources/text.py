@@ -94,18 +94,18 @@ class Layout:
             raise UserError(f"{self.source}, line {self.skipped + reader.line_num}: {error}") from None
 
     def parse(self, body: bytes, note: Callable[[str], None]) -> pd.DataFrame:
-        header, body = self._header(body)
+        header, start = self._header(body)
         names = [name.strip() or f"Unnamed: {place}" for place, name in enumerate(header)]
         check_names(self.source, names)
-        if not body.strip():
+        if re.compile(rb"\s*\Z").match(body, start):
             return pd.DataFrame(columns=names, dtype="str")
         ragged: list[int] = []
         width = len(names)
-        quoted = self.quote != "none" and self.quote.encode() in body
+        quoted = self.quote != "none" and body.find(self.quote.encode(), start) >= 0
         try:
             table = arrow_csv.read_csv(
-                pa.BufferReader(body),
-                arrow_csv.ReadOptions(use_threads=False, column_names=[f"f{place}" for place in range(width)], block_size=BLOCK),
+                pa.BufferReader(pa.py_buffer(body).slice(start)),
+                arrow_csv.ReadOptions(column_names=[f"f{place}" for place in range(width)], block_size=BLOCK),
                 arrow_csv.ParseOptions(
                     delimiter=self.delimiter,
                     quote_char=self.quote if quoted else False,
@@ -113,16 +113,16 @@ class Layout:
                     invalid_row_handler=lambda row: ragged.append(row.actual_columns) or "skip",  # type: ignore[func-returns-value]
                 ),
                 arrow_csv.ConvertOptions(
-                    column_types={f"f{place}": pa.string() for place in range(width)},
+                    column_types={f"f{place}": pa.large_string() for place in range(width)},
                     null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=True,
                 ),
             )  # fmt: skip
         except pa.ArrowInvalid as error:
-            self._check(body, width)
+            self._check(body[start:], width)
             raise UserError(f"{self.source} is not a table: {str(error).splitlines()[0]}") from None
-        n_lines = body.count(b"\n") + (not body.endswith(b"\n"))
+        n_lines = body.count(b"\n", start) + (not body.endswith(b"\n"))
         if ragged or (quoted and n_lines > table.num_rows):
-            self._check(body, width)
+            self._check(body[start:], width)
         table = table.rename_columns(names)
         self._check_header_once(table, header)
         n = _filled(table)
@@ -137,11 +137,13 @@ class Layout:
         for column, name in zip(table.columns, header, strict=True):
             equal = pc.equal(column, name) if name else pc.is_null(column)
             again = equal if again is None else pc.and_kleene(again, equal)
+            if not pc.any(again).as_py():
+                return
         if again is not None and (rows := pc.indices_nonzero(again)):
             raise UserError(f"{self.source}, row {rows[0].as_py() + 1} of the table is the header again: remove it")
 
-    def _header(self, body: bytes) -> tuple[list[str], bytes]:
-        """Return the cells of the header, and the lines after it; raises `UserError` if the first line is not it."""
+    def _header(self, body: bytes) -> tuple[list[str], int]:
+        """Return the cells of the header, and where it ends; raises `UserError` if the first line is not it."""
         first, last, header = next(self.rows(body), (0, 0, []))
         if not header:
             raise UserError(f"{self.source} is empty")
@@ -157,9 +159,9 @@ class Layout:
             for _ in range(last - self.skipped):
                 place = body.find(b"\n", place + 1)
                 if place < 0:
-                    return header, b""
+                    return header, len(body)
             self.skipped = last
-            return [*header, ""] if trailing else header, body[place + 1 :]
+            return [*header, ""] if trailing else header, place + 1
         line = next(line for line, _, row in sample if len(row) == width)
         hint = f"the header is probably line {line}: set data.csv.skip to {line - 1}"
         if nameless:

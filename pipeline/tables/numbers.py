@@ -38,6 +38,11 @@ class Numbers(Section):
         return self
 
     @property
+    def has_points(self) -> bool:
+        """False where a point is a separator: in a column with decimal commas or with points between thousands."""
+        return self.decimal == "." and self.thousands != "."
+
+    @property
     def other_mark(self) -> Literal[".", ","]:
         return "," if self.decimal == "." else "."
 
@@ -60,9 +65,7 @@ class Numbers(Section):
 
 def normalized(cells: pd.Index) -> pa.Array:
     """Trim texts, and replace typographic minus signs, spaces and apostrophes by plain ones."""
-    texts = pa.array(cells, pa.large_string())
-    texts = texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
-    texts = pc.utf8_trim_whitespace(texts)
+    texts = pc.utf8_trim_whitespace(_as_arrow(cells))
     if not pc.all(pc.string_is_ascii(texts)).as_py():
         for typographic, plain in _SPELLINGS.items():
             texts = pc.replace_substring(texts, typographic, plain)
@@ -81,23 +84,30 @@ def parse(texts: pd.Index, numbers: Numbers) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(values), np.concatenate(bounds)
 
 
-def plain_numbers(texts: pa.Array) -> np.ndarray | None:
-    """Return the numbers [n] float64 if all texts match PLAIN and none is infinite; None otherwise."""
-    try:
-        values: np.ndarray = pc.cast(texts, pa.float64()).to_numpy(zero_copy_only=False)
-    except pa.ArrowInvalid:
-        return None
-    return values if np.isfinite(values).all() else None
+def plain_numbers(texts: pd.Index | pd.Series) -> np.ndarray | None:
+    """Return the numbers [n] float64 if each text is missing or matches PLAIN, and none is infinite; None otherwise."""
+    values = np.empty(len(texts))
+    for start in range(0, len(texts), CHUNK):
+        part = _as_arrow(texts[start : start + CHUNK])
+        try:
+            found = pc.cast(part, pa.float64())
+        except pa.ArrowInvalid:
+            return None
+        if not pc.all(pc.is_finite(found)).as_py():
+            return None
+        values[start : start + CHUNK] = found.to_numpy(zero_copy_only=False)
+    return values
+
+
+def _as_arrow(texts: pd.Index | pd.Series) -> pa.Array:
+    array = pa.array(texts, pa.large_string())
+    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 
 
 def _parse(cells: pd.Index, numbers: Numbers) -> tuple[np.ndarray, np.ndarray]:
     texts = normalized(cells)
     values, bound = np.full(len(texts), np.nan), np.zeros(len(texts), np.int8)
-    # A point is a separator in a column with decimal commas or with points between thousands.
-    pointed = numbers.decimal == "." and numbers.thousands != "."
-    if pointed and (found := plain_numbers(texts)) is not None:
-        return found, bound
-    plain = matches(texts, PLAIN if pointed else INTEGER)
+    plain = matches(texts, PLAIN if numbers.has_points else INTEGER)
     values[plain] = _floats(texts.filter(pa.array(plain)))
     infinite = matches(pc.utf8_lower(texts), INFINITE) if not plain.all() else plain
     rest = np.flatnonzero(~plain)

@@ -1,6 +1,5 @@
 """`data/raw/`: source tables as read, stored as Parquet."""
 
-import io
 import re
 from collections import Counter
 from functools import partial
@@ -11,10 +10,12 @@ import pandas as pd
 
 from pipeline.core import files
 from pipeline.core.errors import UserError
+from pipeline.tables.reading import hardly_repeats
 from pipeline.tables.values import canonical
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from pyarrow import parquet
 
 RAW_TABLE = Path("data/raw/table.parquet")
 RAW_TRANSFER = Path("data/raw/transfer.parquet")
@@ -30,9 +31,12 @@ def save_raw(table: pd.DataFrame, path: Path) -> None:
     """Write a source table as Parquet; columns of mixed types, which Parquet cannot hold, become text."""
     import pyarrow
 
+    # A dictionary of texts of which hardly any repeats takes time and memory, here and where it is read.
+    repeating = [name for name in table.columns if not _is_str(table[name]) or not hardly_repeats(table[name])]
+    dictionary = True if len(repeating) == len(table.columns) else repeating
     with files.replacing(path) as temporary:
         try:
-            table.to_parquet(temporary, index=False)
+            table.to_parquet(temporary, index=False, use_dictionary=dictionary)
         except (pyarrow.ArrowException, TypeError, OverflowError):
             mixed = [name for name in table.columns if table[name].dtype == object]
             table.assign(**{name: canonical(table[name]) for name in mixed}).to_parquet(temporary, index=False)
@@ -43,10 +47,13 @@ def load_raw(domain: str = "source", *, with_total: bool = False) -> pd.DataFram
 
     A last row that is a total is left out, unless `with_total`.
     """
+    from pyarrow import memory_map
+
     path = RAW_TRANSFER if domain == "transfer" and RAW_TRANSFER.exists() else RAW_TABLE
     if not path.exists():
         raise UserError(f"{path} is missing: run dvc repro fetch")
-    table = read_parquet(str(path), path.read_bytes(), text_as_categories=True)
+    with memory_map(str(path)) as file:  # the file's bytes are not copied
+        table = read_parquet(str(path), file.read_buffer(), text_as_categories=True)
     return table if with_total or not ends_in_total(table) else table.iloc[:-1]
 
 
@@ -63,7 +70,7 @@ def unpacked_limit(size: int) -> int:
     return FREE_BYTES + EXPANSION * size
 
 
-def read_parquet(source: str, content: bytes, *, text_as_categories: bool = False) -> pd.DataFrame:
+def read_parquet(source: str, content: "bytes | pa.Buffer", *, text_as_categories: bool = False) -> pd.DataFrame:
     """Parse the content of a Parquet file; raises `UserError` naming `source` if it is damaged or unpacks to too much.
 
     With `text_as_categories`, a text that repeats is held, and read by its rule, once.
@@ -72,13 +79,14 @@ def read_parquet(source: str, content: bytes, *, text_as_categories: bool = Fals
     from pyarrow import parquet
 
     try:
-        metadata = parquet.read_metadata(io.BytesIO(content))
+        metadata = parquet.read_metadata(pa.BufferReader(content))
         # Checked before reading: a constant column takes no space in the file, however many rows it has.
         fits = 8 * metadata.num_rows * metadata.num_columns <= unpacked_limit(len(content))
-        fields = parquet.read_schema(io.BytesIO(content)) if fits and text_as_categories else []
+        fields = parquet.read_schema(pa.BufferReader(content)) if fits and text_as_categories else []
         text = [field.name for field in fields if _is_text(field.type)]
-        read = partial(parquet.read_table, io.BytesIO(content), read_dictionary=text)
-        table: pd.DataFrame | None = _exact(read()).to_pandas() if fits else None
+        text = [name for name in text if name in _with_dictionary(metadata)]
+        read = partial(parquet.read_table, pa.BufferReader(content), read_dictionary=text)
+        table: pd.DataFrame | None = _exact(read()).to_pandas(self_destruct=True, split_blocks=True) if fits else None
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{source} is not a Parquet file: {reason}") from None
@@ -105,6 +113,18 @@ def _exact(table: "pa.Table") -> "pa.Table":
             if any(abs(end) >= EXACT for end in ends):
                 table = table.set_column(place, field.name, column.cast(pa.string()))
     return table
+
+
+def _is_str(values: pd.Series) -> bool:
+    return isinstance(values.dtype, pd.StringDtype)
+
+
+def _with_dictionary(metadata: "parquet.FileMetaData") -> set[str]:
+    """Return the names of the columns that a file holds with a dictionary of their values."""
+    groups = [metadata.row_group(k) for k in range(metadata.num_row_groups)]
+    chunks = [group.column(k) for group in groups for k in range(group.num_columns)]
+    without = {chunk.path_in_schema for chunk in chunks if not chunk.has_dictionary_page}
+    return {chunk.path_in_schema for chunk in chunks} - without
 
 
 def _is_text(kind: Any) -> bool:

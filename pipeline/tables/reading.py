@@ -14,7 +14,7 @@ from pydantic import Field
 
 from pipeline.core.settings import ISO, MomentFormat, Section, Words
 from pipeline.tables import moments
-from pipeline.tables.numbers import Numbers, parse
+from pipeline.tables.numbers import Numbers, parse, plain_numbers
 from pipeline.tables.values import as_plain, canonical, canonical_value
 
 Type = Literal["number", "moment", "boolean", "text"]
@@ -63,9 +63,12 @@ def read(values: pd.Series, reading: Reading) -> Cells:
     """Read the cells of a column as text, or as the types of Parquet or JSON, by its rule."""
     plain, _ = as_plain(values)
     fits = np.zeros(len(plain), bool)
+    absent_numbers = [number for word in reading.missing if (number := _number(word)) is not None]
+    if reading.type == "number" and isinstance(plain.dtype, pd.StringDtype) and reading.numbers.has_points:
+        found = plain_numbers(plain)  # far sooner than by the rule, with the same result
+        plain = plain if found is None else pd.Series(found, plain.index, name=plain.name)
     if reading.type == "number" and (is_number(plain) or dtypes.is_bool_dtype(plain.dtype)):
         floats = plain.astype("float64")
-        absent_numbers = [number for word in reading.missing if (number := _number(word)) is not None]
         floats = floats.mask(floats.isin(absent_numbers)) if absent_numbers else floats
         return Cells(floats, fits, dict.fromkeys(reading.flags, fits))
     if reading.type == "moment" and dtypes.is_datetime64_any_dtype(plain.dtype):
@@ -86,6 +89,7 @@ def read(values: pd.Series, reading: Reading) -> Cells:
         case "number":
             numbers, bound = np.full(len(texts), np.nan), np.zeros(len(texts), np.int8)
             numbers[~absent], bound[~absent] = parse(texts[~absent], reading.numbers)
+            absent |= np.isin(numbers, absent_numbers)
             flagged = {flag: np.asarray(texts.str.lower() == flag.lower()) for flag in reading.flags}
             flagged |= {flag: bound == side for flag, side in (("<", -1), (">", 1)) if flag in flagged}
             # A bound is a number only in a column that had bounds in training.

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.core.errors import UserError
-from pipeline.tables.reading import known, read
+from pipeline.tables.reading import Cells, known, read
 from pipeline.tables.schema import Column, Schema
 from pipeline.tables.values import canonical
 
@@ -23,22 +23,24 @@ def check(table: pd.DataFrame, schema: Schema, where: str) -> pd.DataFrame:
     if absent:
         more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
         raise UserError(f"{where} lacks the column {absent[0]!r}{more}{nearest(absent[0], table.columns)}")
-    features = {}
+    features: dict[str, pd.Series] = {}
     for column in schema.features:
         values = table[column.name].reset_index(drop=True)
-        cells = read(values, column.reading)
-        _raise_first(cells.wrong, values, column, column.reading.rule(), where)
-        found = cells.values
-        if column.kind == "categorical":
-            found = known(canonical(found), column.categories, values)
-        elif column.kind == "numeric":
-            _raise_first(np.isinf(found.to_numpy()), values, column, "finite", where)
-        features[column.name] = found
-        if column.kind == "numeric":
-            features |= {
-                name: pd.Series(cells.flags[f]) for name, f in zip(column.flags, column.reading.flags, strict=True)
-            }
+        features |= features_of(values, read(values, column.reading), column, where)
     return pd.DataFrame(features, index=pd.RangeIndex(len(table)))
+
+
+def features_of(values: pd.Series, cells: Cells, column: Column, where: str) -> dict[str, pd.Series]:
+    """Return what `check` returns for one column: its values, and flags by their names. `cells` are the `values` read."""
+    _raise_first(cells.wrong, values, column, column.reading.rule(), where)
+    match column.kind:
+        case "categorical":
+            return {column.name: known(canonical(cells.values), column.categories, values)}
+        case "numeric":
+            _raise_first(np.isinf(cells.values.to_numpy()), values, column, "finite", where)
+            flags = zip(column.flags, column.reading.flags, strict=True)
+            return {column.name: cells.values} | {name: pd.Series(cells.flags[flag]) for name, flag in flags}
+    return {column.name: cells.values}
 
 
 def _raise_first(wrong: np.ndarray, values: pd.Series, column: Column, rule: str, where: str) -> None:

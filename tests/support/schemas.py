@@ -21,7 +21,7 @@ def learn(table: pd.DataFrame, train: np.ndarray | None = None, **data) -> Schem
     settings = Data(source="s", target="y", task="binary", **data)
     rows = np.arange(len(table)) if train is None else train
     found = inference.infer(table, settings)
-    return Schema(columns=columns.learn_columns(table, found, rows, settings), target=TARGET)
+    return Schema(columns=columns.learn_columns(table.copy(), found, rows, settings)[0], target=TARGET)
 
 
 def learn_one(values, **data) -> Column:

@@ -11,18 +11,32 @@ from pandas.api import types as dtypes
 from pipeline.core.settings import Data
 from pipeline.stages.prepare.texts import Found
 from pipeline.tables import moments, numbers, reading
+from pipeline.tables.reading import Cells
 from pipeline.tables.schema import Column, Kind
+from pipeline.tables.validation import features_of
 from pipeline.tables.values import as_plain, canonical, canonical_value
 
 
-def learn_columns(table: pd.DataFrame, found: Mapping[str, Found], train: np.ndarray, data: Data) -> tuple[Column, ...]:
-    """Learn from the rows `train` which columns vary, their categories and missing values."""
-    return tuple(
-        _learn_column(table[name], found[str(name)], train, data) for name in table.columns if name != data.target
-    )
+def learn_columns(
+    table: pd.DataFrame, found: Mapping[str, Found], train: np.ndarray, data: Data
+) -> tuple[tuple[Column, ...], pd.DataFrame]:
+    """Learn from the rows `train` of a table about its columns; also return its features, as `validation.check` does.
+
+    A feature is removed from `table` once it is read, since text takes much more memory than numbers.
+    """
+    columns: list[Column] = []
+    features: dict[str, pd.Series] = {}
+    for name in [str(name) for name in table.columns if name != data.target]:
+        cells = Cells(table[name], np.zeros(0, bool))
+        if found[name].kind != "drop" and data.split.by != f"group:{name}":
+            cells = reading.read(table[name], found[name].reading)
+        columns.append(_learn_column(table[name], cells, found[name], train, data))
+        if columns[-1].kind != "drop":
+            features |= features_of(table.pop(name), cells, columns[-1], "data.source")
+    return tuple(columns), pd.DataFrame(features, index=table.index)
 
 
-def _learn_column(whole: pd.Series, found: Found, train: np.ndarray, data: Data) -> Column:
+def _learn_column(whole: pd.Series, cells: Cells, found: Found, train: np.ndarray, data: Data) -> Column:
     name = str(whole.name)
 
     def column(kind: Kind, reason: str, **rest: Any) -> Column:
@@ -33,17 +47,16 @@ def _learn_column(whole: pd.Series, found: Found, train: np.ndarray, data: Data)
         return column("drop", found.reason)
     if data.split.by == f"group:{name}":
         return column("drop", "the group of the split: new rows have other groups")
-    cells = reading.read(whole, found.reading)
     values = cells.values.iloc[train]
     present, missing = values.dropna(), int(values.isna().sum())
     if name not in data.kinds and name not in data.formats:
         if present.empty and not any(flags[train].any() for flags in cells.flags.values()):
             return column("drop", "missing in every training row", missing=missing)
-        if present.nunique() == 1 and not missing and not cells.flags:
+        if not missing and not cells.flags and bool((present == present.iloc[0]).all()):
             return column(
                 "drop", f"constant in the training rows: {canonical_value(present.iloc[0])[:40]}", missing=missing
             )
-    rest: dict[str, Any] = {"missing": missing, "examples": _examples(whole.iloc[train], values, found)}
+    rest: dict[str, Any] = {"missing": missing, "examples": _examples(whole, cells.values, train, found)}
     if found.kind == "categorical":
         rest["categories"] = _categories(values, data)
     if found.kind == "datetime":
@@ -61,9 +74,9 @@ def _categories(values: pd.Series, data: Data) -> tuple[str, ...]:
     return tuple(value for _, value in ordered[: data.max_categories])
 
 
-def _examples(cells: pd.Series, values: pd.Series, found: Found) -> tuple[tuple[str, str], ...]:
+def _examples(cells: pd.Series, values: pd.Series, train: np.ndarray, found: Found) -> tuple[tuple[str, str], ...]:
     """Show two cells, and what they were read as where that is not the text itself."""
-    rows = np.flatnonzero(values.notna().to_numpy())
+    rows = train[values.notna().to_numpy()[train]]
     shown: dict[str, str] = {}
     for row in rows[:: max(1, len(rows) // 50)][:50]:
         before = canonical_value(cells.iloc[row])[:40]

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from pipeline.core.errors import printable
 from pipeline.core.secrets import without_secret
 from pipeline.core.settings import Data
-from pipeline.stages.prepare.preparation import KINDS, Prepared
+from pipeline.stages.prepare.preparation import KINDS, Domain, Prepared
 from pipeline.tables import moments, reading
 from pipeline.tables.numbers import ABOVE, BELOW
 from pipeline.tables.prepared import SPLITS
@@ -87,11 +87,10 @@ class Entry:
     picture: Picture
 
 
-def render(prepared: Prepared, table: pd.DataFrame, second: pd.DataFrame | None, data: Data) -> str:
+def render(prepared: Prepared, data: Data) -> str:
     """Format the data card as a self-contained HTML page; the same input gives the same text.
 
-    `table` and `second` are the tables that `prepared` was made from. Distributions are of the rows in a split; those of
-    columns are of `table` alone.
+    Distributions are of the rows in a split; those of columns are of the first table alone.
     """
     schema, source = prepared.schema, prepared.domains["source"]
     shared = [domain for domain in prepared.domains.values() if domain.features is source.features]
@@ -109,16 +108,13 @@ def render(prepared: Prepared, table: pd.DataFrame, second: pd.DataFrame | None,
         kinds=[(KIND_NAMES.get(kind, kind), n) for kind in KINDS if (n := len(schema.of_kind(kind)))],
         rows=_row_counts(schema.rows, len(rows), data),
         domains=[_splits(name, schema.rows) for name in prepared.domains],
-        targets=[
-            _target(name, prepared, second if name == "transfer" and second is not None else table)
-            for name in prepared.domains
-        ],
+        targets=[_target(name, prepared) for name in prepared.domains],
         n_rows=len(rows),
-        entries=[_entry(column, source.features, table, rows) for column in shown],
+        entries=[_entry(column, source, rows) for column in shown],
         n_columns=len(schema.columns),
         notes=schema.notes[:MAX_NOTES],
         n_more_notes=max(0, len(schema.notes) - MAX_NOTES),
-        has_second=second is not None,
+        has_second=len(shared) < len(prepared.domains),
         max_words=MAX_WORDS,
     )
 
@@ -197,13 +193,13 @@ def _share(n: int, n_rows: int) -> str:
     return f"{percent:.1f}%" if percent < 99.9 else ">99.9%"
 
 
-def _target(name: str, prepared: Prepared, table: pd.DataFrame) -> tuple[str, Target, Picture]:
+def _target(name: str, prepared: Prepared) -> tuple[str, Target, Picture]:
     """Show classes, or the values of a regression target, in the rows of a domain."""
     schema, domain = prepared.schema, prepared.domains[name]
     target = (schema.transfer_target if name == "transfer" else None) or schema.target
     rows = np.concatenate(list(domain.splits.values()))
     if target.task == "regression":
-        values = reading.read(table[target.name].iloc[rows], target.reading).values
+        values = reading.read(domain.others[target.name].iloc[rows], target.reading).values
         return name, target, _numbers(values.to_numpy(np.float64))
     n_rows = np.bincount(domain.y[rows], minlength=len(target.classes))
     shown = sorted(np.argsort(-n_rows, kind="stable")[:MAX_CLASSES])
@@ -212,10 +208,11 @@ def _target(name: str, prepared: Prepared, table: pd.DataFrame) -> tuple[str, Ta
     return name, target, Picture(top=Bars(bars, n_others, len(rows) - sum(bar.n for bar in bars)))
 
 
-def _entry(column: Column, features: pd.DataFrame, table: pd.DataFrame, rows: np.ndarray) -> Entry:
+def _entry(column: Column, source: Domain, rows: np.ndarray) -> Entry:
+    features = source.features
     flagged = [features[name].to_numpy()[rows] for name in column.flags]
     if column.kind == "drop":
-        absent, picture = _absent(table[column.name], column)[rows], Picture()
+        absent, picture = _absent(source.others[column.name], column)[rows], Picture()
     else:
         values = features[column.name]
         values = values if len(rows) == len(values) else values.iloc[rows]
@@ -240,8 +237,9 @@ def _absent(values: pd.Series, column: Column) -> np.ndarray:
         return missing
     codes, texts = reading.distinct(values)
     texts = texts.str.strip()
+    texts = texts.fillna("")
     absent = np.asarray(texts == "") | reading.is_missing(texts, tuple(column.words))
-    found: np.ndarray = missing | np.append(absent, True)[codes]
+    found: np.ndarray = missing | (absent if codes is None else np.append(absent, True)[codes])
     return found
 
 

@@ -221,11 +221,11 @@ def _of_type(name: str, values: pd.Series, data: Data) -> Found:
     rule = Reading(type="number", missing=data.missing_words(name))
     present = reading.read(values, rule).values.dropna().to_numpy(np.float64)
     found = Values(
-        distinct=pd.unique(present),
+        some=lambda: present,
+        rows=lambda: present,
         n=len(present),
         complete=len(present) == len(values),
         as_integers=dtypes.is_integer_dtype(values.dtype),
-        rows=lambda: present,
     )
     if found.are_whole:
         long = np.mean(np.abs(present) >= LARGEST_EXACT) > 0.5
@@ -240,20 +240,25 @@ def _of_type(name: str, values: pd.Series, data: Data) -> Found:
 
 @dataclass(frozen=True)
 class Values:
-    """The numbers in the `n` rows of a column that hold one: the distinct ones, and all in the order of the rows."""
+    """The numbers in the `n` rows of a column that hold one."""
 
-    distinct: np.ndarray
+    some: Callable[[], np.ndarray]  # each distinct number, at least once
+    rows: Callable[[], np.ndarray]  # all, in the order of the rows
     n: int
     complete: bool  # no row lacks one
     as_integers: bool  # written without a decimal mark, or of such a type
-    rows: Callable[[], np.ndarray]  # reads them, which takes time
+
+    @cached_property
+    def distinct(self) -> np.ndarray:
+        return pd.unique(self.some())
 
     @cached_property
     def are_whole(self) -> bool:
         """True if they are integers, also where missing ones made them a float column."""
-        if not len(self.distinct) or not np.isfinite(self.distinct).all():
+        if not self.as_integers and self.complete:
             return False
-        return self.as_integers or (not self.complete and bool((self.distinct % 1 == 0).all()))
+        found = self.some()
+        return bool(len(found) and np.isfinite(found).all() and (found % 1 == 0).all())
 
     @cached_property
     def counts_rows(self) -> bool:
@@ -270,16 +275,14 @@ class Values:
 
 
 def _numbers_of_text(values: pd.Series, texts: Texts, rule: Reading) -> Values:
-    found, _ = numbers.parse(texts.present, rule.numbers)
-    known = ~np.isnan(found)
     marked = any(cells.str.contains(r"[.,eE]").any() for cells in (texts.present[:SAMPLE], texts.present))
-    n = int(texts.n_rows[~texts.is_word][known].sum())
+    n = int(texts.n_rows.sum()) - sum(texts.words.values())
     return Values(
-        distinct=pd.unique(found[known]),
+        some=lambda: reading.read(pd.Series(texts.present), rule).values.to_numpy(np.float64),
+        rows=lambda: reading.read(values, rule).values.dropna().to_numpy(np.float64),
         n=n,
         complete=n == len(values),
         as_integers=not marked,
-        rows=lambda: reading.read(values, rule).values.dropna().to_numpy(np.float64),
     )
 
 
@@ -305,7 +308,7 @@ def _of_numbers(name: str, found: Values, rule: Reading) -> Found:
 
 def _row_number(name: str, found: Values) -> str:
     """Say why a column without information is one: it is nameless, or named like an id, and numbers the rows."""
-    if found.n < MIN_COUNTED or len(found.distinct) < found.n or not found.complete or not _ID.search(name):
+    if found.n < MIN_COUNTED or not found.complete or not _ID.search(name) or len(found.distinct) < found.n:
         return ""
     if not np.isfinite(found.distinct).all() or (found.distinct % 1 != 0).any():
         return ""

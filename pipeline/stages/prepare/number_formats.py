@@ -46,16 +46,17 @@ def find(texts: pd.Index, *, with_words: bool = True) -> Written | None:
 
     A few words without a digit may stand beside many numbers, unless `with_words` is False.
     """
-    cells = numbers.normalized(texts)
-    if not _could_be_numbers(cells[:SAMPLE]):
+    if not _could_be_numbers(numbers.normalized(texts[:SAMPLE])):
         return None
-    if _all_match(cells, MONTHS) or (_all_match(cells, CLOCKS) and texts.str.match(r"0\d").any()):
+    if _all_match(texts, MONTHS) or (_all_match(texts, CLOCKS) and texts.str.match(r"0\d").any()):
         return None
-    if numbers.plain_numbers(cells) is not None or numbers.matches(cells, numbers.PLAIN).all():
-        pointed = pc.any(pc.match_substring(cells, ".")).as_py()
-        grouped = pointed and numbers.matches(cells, f"^[+-]?{Numbers(decimal=',', thousands='.').body()}$").all()
+    if numbers.plain_numbers(texts) is not None or _all_match(texts, numbers.PLAIN):
+        pointed = any(cells.str.contains(".", regex=False).any() for cells in (texts[:SAMPLE], texts))
+        grouped = pointed and _all_match(texts, f"^[+-]?{Numbers(decimal=',', thousands='.').body()}$")
         both = (Numbers(), Numbers(decimal=",", thousands="."))
-        return Written(both if grouped else both[:1], shows_mark=pointed, example=_example(cells) if grouped else "")
+        example = _example(numbers.normalized(texts)) if grouped else ""
+        return Written(both if grouped else both[:1], shows_mark=pointed, example=example)
+    cells = numbers.normalized(texts)
     found = pc.extract_regex(cells, _PATTERN)
     valid = found.is_valid().to_numpy(zero_copy_only=False)
     words = texts[~valid & ~numbers.matches(pc.utf8_lower(cells), numbers.INFINITE)].unique()
@@ -87,8 +88,9 @@ def _could_be_numbers(cells: pa.Array) -> bool:
     return len(cells.filter(pa.array(is_word)).unique()) <= MAX_WORDS
 
 
-def _all_match(cells: pa.Array, pattern: str) -> bool:
-    return bool(numbers.matches(cells[:SAMPLE], pattern).all() and numbers.matches(cells, pattern).all())
+def _all_match(texts: pd.Index, pattern: str) -> bool:
+    """True if all texts match; most columns differ in the sample already."""
+    return all(numbers.matches(numbers.normalized(cells), pattern).all() for cells in (texts[:SAMPLE], texts))
 
 
 def _has(texts: pa.Array, mark: str) -> bool:

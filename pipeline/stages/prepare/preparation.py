@@ -16,7 +16,7 @@ from pipeline.stages.prepare.columns import learn_columns
 from pipeline.stages.prepare.splits import split_rows
 from pipeline.stages.prepare.targets import learn_target
 from pipeline.stages.prepare.texts import Found
-from pipeline.tables import preprocessing, reading, validation
+from pipeline.tables import numbers, preprocessing, reading, validation
 from pipeline.tables.prepared import PREPARED, save_split
 from pipeline.tables.preprocessing import Preprocessor
 from pipeline.tables.raw import ends_in_total
@@ -30,9 +30,13 @@ KINDS: tuple[Kind, ...] = ("numeric", "categorical", "datetime", "drop")
 
 @dataclass(frozen=True)
 class Domain:
-    """Checked features and target of a whole raw table, and the row numbers of each split of a domain."""
+    """Checked features and target of a whole raw table, and the row numbers of each split of a domain.
+
+    `others` are the columns that are no features, the target among them, as the table holds them.
+    """
 
     features: pd.DataFrame
+    others: pd.DataFrame
     y: np.ndarray
     splits: dict[str, np.ndarray]
 
@@ -63,6 +67,7 @@ def prepare(table: pd.DataFrame, second: pd.DataFrame | None, data: Data, seed: 
     inference.check_names(table, data)
     n_read = len(table)
     table, second, totals = _without_totals(table, second)
+    table = table.reset_index(drop=True)  # a copy that shares its cells: columns are removed from it below
     found = inference.infer(table, data)
     usable, counts = _usable(table, found[data.target], data)
     in_transfer, notes = _transfer_rows(table, data.transfer)
@@ -95,9 +100,9 @@ def prepare(table: pd.DataFrame, second: pd.DataFrame | None, data: Data, seed: 
 
     for name, parts in {"source": splits, "transfer": transfer_splits}.items():
         counts |= {f"{name}_{split}": len(rows) for split, rows in parts.items()}
-    columns = learn_columns(table, found, splits["train"], data)
     notes += inference.notes(table, found, target)
     notes += totals
+    columns, features = learn_columns(table, found, splits["train"], data)
     counts |= {"read": n_read} | ({"totals": len(totals)} if totals else {})
     _check_flags(columns)
     schema = Schema(columns=columns, target=target, transfer_target=transfer_target, rows=counts, notes=tuple(notes))
@@ -105,14 +110,13 @@ def prepare(table: pd.DataFrame, second: pd.DataFrame | None, data: Data, seed: 
         reasons = "; ".join(f"{c.name!r}: {c.reason}" for c in columns[:5])
         raise UserError(f"no column is left to learn from: {reasons or 'the table holds only the target'}")
 
-    features = validation.check(table, schema, "data.source")
     preprocessor = preprocessing.fit(features.iloc[splits["train"]], schema, data.scaling)
-    domains = {"source": Domain(features, target.encode(table[data.target]), splits)}
+    domains = {"source": Domain(features, table, target.encode(table[data.target]), splits)}
     if transfer_target is not None:
         if second is not None:
             features = validation.check(second, schema, "data.transfer.source")
         y = transfer_target.encode(transfer_table[data.target])
-        domains["transfer"] = Domain(features, y, transfer_splits)
+        domains["transfer"] = Domain(features, transfer_table, y, transfer_splits)
     return Prepared(schema, preprocessor, domains)
 
 
@@ -141,12 +145,31 @@ def _usable(table: pd.DataFrame, found: Found, data: Data) -> tuple[np.ndarray, 
     """Return which rows to keep [n] bool, and counts of the rows read, without a target, and repeated."""
     cells = reading.read(table[data.target], found.reading)
     missing = cells.values.isna().to_numpy() & ~cells.wrong
-    # As text, since nested values of Parquet cannot be compared.
-    plain = table.apply(lambda values: values.map(str, na_action="ignore") if values.dtype == object else values)
-    repeated = plain.duplicated().to_numpy()
+    repeated = _repeated(table)
     counts = {"read": len(table), "target_missing": int(missing.sum()), "duplicates": int(repeated.sum())}
     keep = ~missing & ~(repeated & (data.duplicates == "drop"))
     return keep, counts
+
+
+def _repeated(table: pd.DataFrame) -> np.ndarray:
+    """Return which rows [n] of a table are those of an earlier row."""
+    # As text, since nested values of Parquet cannot be compared.
+    nested = {name: table[name].map(str, na_action="ignore") for name in table.columns if table[name].dtype == object}
+    plain = table.assign(**nested)
+    # Rows that differ in some columns need not be compared in all. Text that hardly repeats takes the most time.
+    texts = [name for name in plain.columns if isinstance(plain[name].dtype, pd.StringDtype)]
+    others = plain.drop(columns=texts)
+    rows = np.arange(len(table))
+    if len(others.columns):
+        rows = rows[pd.util.hash_pandas_object(others, index=False).duplicated(keep=False).to_numpy()]
+    for name in texts:
+        cells = plain[name].iloc[rows]
+        as_numbers = numbers.plain_numbers(cells)  # equal texts are equal numbers, which take less time to compare
+        cells = cells if as_numbers is None else pd.Series(as_numbers)
+        rows = rows[cells.duplicated(keep=False).to_numpy()]
+    repeated = np.zeros(len(table), bool)
+    repeated[rows] = plain.iloc[rows].duplicated()
+    return repeated
 
 
 def _transfer_rows(table: pd.DataFrame, transfer: Transfer | None) -> tuple[np.ndarray, list[str]]:

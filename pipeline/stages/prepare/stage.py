@@ -12,11 +12,9 @@ from pipeline.tracking.runs import stage_run
 def main() -> None:
     settings = config.load()
     with stage_run("prepare", settings) as run:
-        table = load_raw(with_total=True)
         second = load_raw("transfer", with_total=True) if RAW_TRANSFER.exists() else None
-        prepared = prepare(table, second, settings.data, settings.seed)
-        files.write_text(DATA_CARD, data_card.render(prepared, table, second, settings.data))
-        del table, second  # to free their memory for the tensors
+        prepared = prepare(load_raw(with_total=True), second, settings.data, settings.seed)
+        files.write_text(DATA_CARD, data_card.render(prepared, settings.data))
         prepared.save()
         print(describe(prepared.schema))
         run.log_metrics({f"rows.{name}": n for name, n in prepared.schema.rows.items()})

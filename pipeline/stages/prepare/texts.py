@@ -53,12 +53,18 @@ class Texts:
 
     def __init__(self, values: pd.Series, words: tuple[str, ...]) -> None:
         codes, texts = reading.distinct(values)
-        texts = texts.dropna() if codes is None else texts
-        n_rows = np.ones(len(texts), int) if codes is None else np.bincount(codes[codes >= 0], minlength=len(texts))
+        if codes is None:
+            texts = texts.dropna() if texts.hasnans else texts
+            n_rows = np.broadcast_to(1, len(texts))
+        else:
+            n_rows = np.bincount(codes[codes >= 0], minlength=len(texts))
         trimmed = texts.str.strip()
-        kept = np.asarray(trimmed != "")
-        self.n_padded = int(n_rows[np.asarray(trimmed != texts) & kept].sum())
-        self.all, self.n_rows = trimmed[kept], n_rows[kept]
+        self.all: pd.Index = texts
+        padded, kept = np.asarray(trimmed != texts), np.asarray(trimmed != "")
+        self.n_padded = int(n_rows[padded & kept].sum())
+        # The texts as they are share the memory of the table.
+        changed = padded.any() or not kept.all()
+        self.all, self.n_rows = (trimmed[kept], n_rows[kept]) if changed else (self.all, n_rows)
         if codes is not None and not self.all.is_unique:
             places, self.all = pd.factorize(self.all)
             self.n_rows = np.bincount(places, self.n_rows).astype(int)
@@ -67,7 +73,7 @@ class Texts:
     @cached_property
     def present(self) -> pd.Index:
         """The texts that are no word for a missing value."""
-        return self.all[~self.is_word]
+        return self.all[~self.is_word] if self.is_word.any() else self.all
 
     @property
     def words(self) -> dict[str, int]:

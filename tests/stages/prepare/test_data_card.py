@@ -34,7 +34,7 @@ def table() -> pd.DataFrame:
 
 def card(frame: pd.DataFrame, second: pd.DataFrame | None = None, **data) -> str:
     options = Data(**{"source": "s", "target": "y", "task": "binary", **data})
-    return render(prepare(frame, second, options, 0), frame, second, options)
+    return render(prepare(frame, second, options, 0), options)
 
 
 class Reader(HTMLParser):
