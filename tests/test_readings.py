@@ -74,9 +74,31 @@ def test_a_number_that_means_missing_is_named_by_the_user_and_holds_for_types_to
     assert values(typed)[:2] == [None, 0]
 
 
-def test_only_an_empty_cell_is_missing_in_a_column_of_words():
-    found = prepared(csv("x;y", ["None", "small", "", "NA"], [0, 1, 1]))
-    assert set(values(found)) == {"None", "small", "NA", None}
+def test_only_an_empty_cell_is_missing_in_a_column_of_words_unless_the_user_lists_words():
+    content = csv("x;y", ["None", "small", "", "NA"], [0, 1, 1])
+    assert set(values(prepared(content))) == {"None", "small", "NA", None}
+    assert set(values(prepared(content, missing=("none", "?")))) == {"small", "NA", None}
+    assert set(values(prepared(content, missing={"x": ("NA",)}))) == {"None", "small", None}
+
+
+@pytest.mark.parametrize("number", ["-999", "99999"])
+def test_nines_far_from_all_other_numbers_are_pointed_out(number):
+    setting = f"set data.missing: {{x: ['{number}']}}"
+    assert setting in describe(prepared(csv("x;y", [number, *SPREAD], [0, 1, 1])).schema)
+    near = [*SPREAD, "99", "110.5", "120"]
+    assert "data.missing" not in describe(prepared(csv("x;y", near, Y)).schema)
+
+
+def test_numbers_in_different_units_are_text_and_pointed_out():
+    cells = [f"{n}.5 {unit}" for n in range(15) for unit in ("kg", "lb")]
+    found = prepared(csv("x;y", cells, Y))
+    assert "x: numbers in different units, 'kg' and 'lb'" in describe(found.schema)
+    assert column(found).reading.type == "text"
+
+
+def test_a_row_of_units_is_pointed_out():
+    content = b"x;z;y\nmm;kg;0\n" + csv("x;z;y", SPREAD, SPREAD, Y).split(b"\n", 1)[1]
+    assert "row 1 holds 'mm' (x), 'kg' (z) among numbers" in describe(prepared(content).schema)
 
 
 def test_an_unknown_label_of_a_regression_is_missing():
@@ -242,7 +264,7 @@ MOMENTS = pd.date_range("2018-01-02 12:26", periods=N, freq="29D7h13min")
         "%m/%d/%Y %I:%M:%S %p", "%d-%m-%Y", "%m/%d/%y", "%b %d, %Y", "%B %d, %Y", "%d-%b-%Y", "%d-%b-%y", "%d %B %Y", "%Y%m%d",
         "%Y-%m", "%m/%Y", "%b %Y", "%b-%y", "%d.%m.%y", "%d.%m.%Y %H:%M", "%Y/%m/%d %H:%M", "%a %b %d %H:%M:%S %Y",
         "%a, %d %b %Y %H:%M:%S +0000", "%Y-%m-%dT%H:%M:%SZ", "%d%b%Y", "%A, %B %d, %Y", "%d/%m/%Y %H:%M UTC", "%I:%M %p",
-        "%Y.%m.%d", "%H.%M.%S", "%m-%d-%Y %H:%M",
+        "%Y.%m.%d", "%H.%M.%S", "%m-%d-%Y %H:%M", "%m/%d/%Y %I %p", "%I%p", "%d/%b/%Y:%H:%M:%S +0000", "%Y:%m:%d %H:%M:%S",
     ],
 )  # fmt: skip
 def test_dates_and_times_are_found(written):
@@ -260,6 +282,11 @@ def test_dates_and_times_are_found(written):
     [
         ("x", ["2018Q1", "2018Q2", "2019Q4"], "2018-01-01"),
         ("x", ["Q1 2018", "Q3 2018"], "2018-01-01"),
+        ("x", ["1Q18", "3Q99"], "2018-01-01"),
+        ("x", ["Sept 2, 2018", "Jan 14, 2018"], "2018-09-02"),
+        ("x", ["September 2nd, 2018", "January 31st, 2018"], "2018-09-02"),
+        ("created_us", [str(1514895960000000 + 86_400_000_000 * n) for n in range(N)], "2018-01-02 12:26:00"),
+        ("timestamp", [str(1514895960000000000 + 86_400_000_000_000 * n) for n in range(N)], "2018-01-02 12:26:00"),
         ("epoch_ms", [str(1514895960000 + 86_400_000 * n) for n in range(N)], "2018-01-02 12:26:00"),
         ("created_at", [str(1514895960 + 86_400 * n) for n in range(N)], "2018-01-02 12:26:00"),
         ("x", ["02/01/2018 12:26 CET", "14/02/2018 12:26 CET"], "2018-01-02 11:26:00"),
@@ -389,3 +416,30 @@ def test_a_total_is_left_out_before_the_columns_are_read():
     found = prepared(csv("x;y", SPREAD, Y) + b"Total;3\n")
     assert column(found).kind == "numeric"
     assert (found.schema.rows["read"], found.schema.rows["totals"]) == (N + 1, 1)
+
+
+def test_columns_aligned_with_spaces_are_separated():
+    rows = [f'{n}.5    {"a" if n % 3 else "b"}  "two  words"   {n % 2}' for n in range(N)]
+    found = prepared("\n".join(["x    c  name   y", *rows, ""]).encode())
+    assert column(found).kind == "numeric"
+    assert column(found, "c").categories == ("a", "b")
+    assert found.schema.target.classes == (0, 1)
+
+
+def test_row_names_without_a_header_are_a_nameless_column():
+    rows = [f'"{n + 1}",{n}.5,{n % 2}' for n in range(N)]
+    found = prepared("\n".join(['"x","y"', *rows, ""]).encode())
+    assert [each.name for each in found.schema.of_kind("drop")] == ["Unnamed: 0"]
+    assert values(found)[:2] == [0.5, 1.5]
+
+
+def test_a_title_that_a_spreadsheet_filled_up_with_empty_cells_is_not_the_header():
+    said = refusal(prepared, b"Report 2024;;\n;;\n" + csv("x;z;y", SPREAD, SPREAD, Y))
+    assert "the header is probably line 3: set data.csv.skip to 2" in said
+    kept = prepared(csv("x;;y", SPREAD, ["a", "b"], Y))
+    assert [each.name for each in kept.schema.columns] == ["x", "Unnamed: 1"]
+
+
+def test_a_letter_with_an_accent_is_the_same_name_in_both_forms():
+    found = prepared(csv("re\u0301gion;y", ["a", "b"], Y), kinds={"r\u00e9gion": "categorical"})
+    assert column(found, "r\u00e9gion").categories == ("a", "b")

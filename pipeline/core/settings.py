@@ -67,7 +67,7 @@ def _in_project(url: str) -> str:
 
 # Formats of dates and times, besides those of strftime.
 ISO, QUARTER = "ISO8601", "quarter"
-EPOCHS = {"epoch seconds": "s", "epoch milliseconds": "ms"}
+EPOCHS = {"epoch seconds": "s", "epoch milliseconds": "ms", "epoch microseconds": "us", "epoch nanoseconds": "ns"}
 
 
 def _is_moment_format(name: str) -> str:
@@ -131,7 +131,7 @@ class Section(BaseModel):
 
 class Csv(Section):
     encoding: str = Field("auto", description="Encoding of CSV files, such as latin-1; auto: UTF-8, else detected")
-    separator: Literal["auto", ",", ";", "\t", "|"] = Field("auto", description="Cell separator; auto: detected")
+    separator: Literal["auto", ",", ";", "\t", "|", " "] = Field("auto", description="Cell separator; auto: detected")
     decimal: Literal["auto", ".", ","] = Field("auto", description="Decimal mark; auto: the one that fits every cell")
     thousands: Literal["auto", "none", ".", ",", " ", "'"] = Field("auto", description="Thousands separator")
     quote: Literal['"', "'", "none"] = Field('"', description="Character around cells that hold a separator")
@@ -196,7 +196,8 @@ class Data(Section):
     kinds: dict[str, WantedKind] = Field({}, description="Corrections of inferred kinds: {column: categorical}")
     formats: dict[str, MomentFormat] = Field({}, description='Formats of dates and times: {column: "%d/%m/%Y"}')
     missing: Missing = Field(
-        MISSING, description="Words that mean missing among numbers, dates, truth values; or {column: [words]}"
+        MISSING,
+        description="Words for missing in numbers, dates, booleans; your own list: in all; or {column: [words]}",
     )
     split: Split = Field(Split(), description="Fractions; by: random (stratified) | time:<column> | group:<column>")
     transfer: Transfer | None = Field(None, description="Second domain: {column, values} | {source: <table>} | null")
@@ -216,8 +217,10 @@ class Data(Section):
         return self
 
     def named_missing(self, column: str) -> tuple[str, ...]:
-        """Return the words that `missing` lists for this column alone, which hold whatever the column is."""
-        return self.missing.get(column, ()) if isinstance(self.missing, dict) else ()
+        """Return the words that mean missing in a column of words: those of its own, or of a list other than the default."""
+        if isinstance(self.missing, dict):
+            return self.missing.get(column, ())
+        return () if self.missing == MISSING else self.missing
 
     def missing_words(self, column: str) -> tuple[str, ...]:
         """Return the words that mean missing among the numbers, dates or truth values of a column."""

@@ -4,6 +4,7 @@ import codecs
 import csv
 import io
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -21,6 +22,7 @@ from pipeline.tables.raw import check_names
 SAMPLE = 2**18  # bytes from which separator, header and encoding are found
 LINES = 100  # lines of the sample
 BLOCK = 2**26  # bytes parsed at a time; no row may be longer
+HEADER = 20  # lines at the start among which the header is looked for
 FOOTER = 10  # lines at the end that may be a footer
 _BOMS = {
     codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
@@ -66,6 +68,8 @@ def read(
     body = _without_last_lines(content, after)[start:]
     delimiter = "\t" if tabs else named or _sniff(body, options.quote)
     delimiter = delimiter if options.separator == "auto" else options.separator
+    if delimiter == " ":
+        body = re.sub(rb"(?m)^ +| +(?=\r?$)", b"", re.sub(rb"[ \t]+", b" ", body))
     spaced = f"{delimiter} {options.quote}".encode()
     if options.quote != "none" and all(spaced in line for line in body[:SAMPLE].splitlines()[:LINES]):
         body = body.replace(spaced, spaced.replace(b" ", b""))  # a quote counts only at the start of a cell
@@ -95,6 +99,8 @@ class Layout:
 
     def parse(self, body: bytes, note: Callable[[str], None]) -> pd.DataFrame:
         header, start = self._header(body)
+        # A letter such as é is one character, as it is typed in params.yaml, or an e with an accent after it.
+        header = [unicodedata.normalize("NFC", name) for name in header]
         names = [name.strip() or f"Unnamed: {place}" for place, name in enumerate(header)]
         check_names(self.source, names)
         if re.compile(rb"\s*\Z").match(body, start):
@@ -152,16 +158,18 @@ class Layout:
         ]
         width, times = Counter(len(row) for _, _, row in sample).most_common(1)[0]
         most = [row for _, _, row in sample if len(row) == width]
-        nameless = width == len(header) + 1 and times == len(sample) - 1
+        nameless = width == len(header) + 1 and times == len(sample) - 1 > 0
         trailing = nameless and not any(row[-1] for row in most)  # each row ends in a separator
-        if trailing or width <= len(header) or 2 * times <= len(sample):
+        numbered = nameless and not trailing and _are_row_names([row[0] for row in most])  # as R writes them
+        self._check_padded(header, sample)
+        if trailing or numbered or width <= len(header) or 2 * times <= len(sample):
             place = -1
             for _ in range(last - self.skipped):
                 place = body.find(b"\n", place + 1)
                 if place < 0:
                     return header, len(body)
             self.skipped = last
-            return [*header, ""] if trailing else header, place + 1
+            return [*[""] * numbered, *header, *[""] * trailing], place + 1
         line = next(line for line, _, row in sample if len(row) == width)
         hint = f"the header is probably line {line}: set data.csv.skip to {line - 1}"
         if nameless:
@@ -169,6 +177,17 @@ class Layout:
         if any(len(cell) > 1 and cell[0] == cell[-1] == "'" for cell in (cell.strip() for cell in header)):
             hint = "are cells quoted? set data.csv.quote"
         raise UserError(f"{self.source}, line {first}: {_cells(len(header))}, but most lines have {width}; {hint}")
+
+    def _check_padded(self, header: list[str], sample: list[tuple[int, int, list[str]]]) -> None:
+        """Raise `UserError` for a first line that a spreadsheet filled up with empty cells, such as a title."""
+        filled = [sum(bool(cell.strip()) for cell in row) for _, _, row in sample[:HEADER]]
+        if filled[0] <= len(header) // 2 and max(filled) == len(header):
+            line, _, row = sample[filled.index(len(header))]
+            if line > 1 + self.skipped and not any(re.search(r"^[\d\s.,-]+$", cell) for cell in row):
+                raise UserError(
+                    f"{self.source}, line {1 + self.skipped} names {filled[0]} of {len(header)} columns;"
+                    f" the header is probably line {line}: set data.csv.skip to {line - 1}"
+                )
 
     def _check(self, body: bytes, width: int) -> None:
         """Raise `UserError` for the first row of another width, or for rows that a stray quote makes one cell."""
@@ -194,6 +213,12 @@ class Layout:
                 if row[0].startswith("#"):
                     hint = "; lines that begin with # are comments only before the header: remove it"
                 raise UserError(f"{self.source}, line {last}: {_cells(len(row))}, but the header has {width}{hint}")
+
+
+def _are_row_names(cells: list[str]) -> bool:
+    """True if the cells are the numbers from 1, or words that never repeat."""
+    counted = cells == [str(k + 1) for k in range(len(cells))]
+    return counted or (len(set(cells)) == len(cells) and all(re.search("[A-Za-z]", cell) for cell in cells))
 
 
 def _as_utf8(source: str, content: bytes, encoding: str, note: Callable[[str], None]) -> bytes:
@@ -281,7 +306,13 @@ def _sniff(body: bytes, quote: str) -> str:
         width = width if 2 * times >= len(widths) else 0
         return (width if width == widths[0] > 1 else 0), width
 
-    return max(",;\t|", key=columns)
+    found = max(",;\t|", key=columns)
+    if columns(found)[1] <= 1:  # columns aligned with spaces
+        lines = [" ".join(line.split()) for line in text.splitlines()[:LINES] if line.strip()]
+        first, *rest = [len(next(_csv_reader(io.StringIO(line), " ", quote))) for line in lines]
+        same = bool(rest) and min(rest) == max(rest) > 1
+        found = " " if same and first in (rest[0], rest[0] - 1) else found
+    return found
 
 
 def _csv_reader(lines: IO[str], delimiter: str, quote: str) -> Any:

@@ -12,7 +12,10 @@ ZONE = " %Z"  # at the end of a format: the name of a time zone, which pandas ca
 
 YEAR_9000 = 2.2e17  # in microseconds since 1970
 _DATE, _TIME = re.compile(r"%[Yymdbj]"), re.compile(r"%[HI]")
-_QUARTER = r"^(?:(?P<year>\d{4})[ -/]?[Qq](?P<quarter>[1-4])|[Qq](?P<quarter2>[1-4])[ -/]?(?P<year2>\d{4}))$"
+_QUARTER = (
+    r"^(?:(?P<year>\d{4})[ /-]?[Qq](?P<quarter>[1-4])"
+    r"|(?:[Qq](?P<quarter2>[1-4])|(?P<quarter3>[1-4])[Qq])[ /'-]?(?P<year2>\d{4}|\d{2}))$"
+)
 
 # Hours from UTC of the abbreviations in RFC 822 and of those in Europe.
 _ZONES = {
@@ -35,17 +38,21 @@ def parse(texts: pd.Index, moment_format: str) -> pd.Series:
     cells = pd.Series(texts, dtype="str").reset_index(drop=True).str.strip()
     if moment_format in EPOCHS:
         counts = pd.to_numeric(cells, errors="coerce").to_numpy(np.float64)
-        microseconds = counts * {"s": 1e6, "ms": 1e3}[EPOCHS[moment_format]]
+        microseconds = counts * {"s": 1e6, "ms": 1e3, "us": 1, "ns": 1e-3}[EPOCHS[moment_format]]
         known = np.abs(microseconds) < YEAR_9000
         whole = np.where(known, microseconds.round(), 0).astype(np.int64).astype("datetime64[us]")
         return pd.Series(whole).where(known).dt.tz_localize("UTC")
     if moment_format == QUARTER:
         found = cells.str.extract(_QUARTER)
-        year, quarter = found["year"].fillna(found["year2"]), found["quarter"].fillna(found["quarter2"])
+        quarter = found["quarter"].fillna(found["quarter2"]).fillna(found["quarter3"])
+        year = found["year"].fillna(found["year2"].where(found["year2"].str.len() != 2, _century(found["year2"])))
         month = (pd.to_numeric(quarter) * 3 - 2).astype("Int64").astype("str")
         return _utc(pd.to_datetime(year + "-" + month, format="%Y-%m", errors="coerce", utc=True))
     if moment_format == ISO:
         return _utc(pd.to_datetime(cells, format=ISO, errors="coerce", utc=True))
+    if "%b" in moment_format or "%B" in moment_format:
+        cells = cells.str.replace(r"(?i)\bsept\b", "Sep", regex=True)
+        cells = cells.str.replace(r"(?i)(?<=\d)(?:st|nd|rd|th)\b", "", regex=True)
     if "%p" in moment_format:
         cells = cells.str.replace(r"(?i)\b([ap])\.m\.", r"\1m", regex=True)
     if not moment_format.endswith(ZONE):
@@ -71,6 +78,11 @@ def time_zone(name: str) -> ZoneInfo | str | None:
         return ZoneInfo(name) if "/" in name else None
     except (ZoneInfoNotFoundError, ValueError):
         return None
+
+
+def _century(years: pd.Series) -> pd.Series:
+    """Return two-digit years with four digits."""
+    return (pd.to_numeric(years).add(31) % 100 + 1969).astype("Int64").astype("str")
 
 
 def _strptime(cells: pd.Series, moment_format: str) -> pd.Series:

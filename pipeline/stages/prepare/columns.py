@@ -1,6 +1,7 @@
 """Learn from the training rows which columns vary, their categories and missing values."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pyarrow as pa
 from pandas.api import types as dtypes
 
 from pipeline.core.settings import Data
-from pipeline.stages.prepare.texts import Found
+from pipeline.stages.prepare.texts import Found, in_yaml
 from pipeline.tables import moments, numbers, reading
 from pipeline.tables.reading import Cells
 from pipeline.tables.schema import Column, Kind
@@ -34,6 +35,26 @@ def learn_columns(
         if columns[-1].kind != "drop":
             features |= features_of(table.pop(name), cells, columns[-1], "data.source")
     return tuple(columns), pd.DataFrame(features, index=table.index)
+
+
+def stand_ins(features: pd.DataFrame, columns: Sequence[Column]) -> list[str]:
+    """Name the numbers that may stand for a missing value: nines, such as -999, far from every other number."""
+    said = []
+    for column in columns:
+        if column.kind != "numeric":
+            continue
+        values = features[column.name].dropna().to_numpy()
+        for number in (values.min(), values.max()) if len(values) else ():
+            if not re.fullmatch("-?9{2,}", f"{number:.15g}"):
+                continue
+            others = values[values != number]
+            n = len(values) - len(others)
+            if n > 1 and len(others) and np.abs(others - number).min() > np.ptp(others):
+                said.append(
+                    f"{column.name}: {number:g} in {n:,} rows, far from every other number; if it means missing,"
+                    f" set data.missing: {{{in_yaml(column.name)}: ['{number:g}']}}"
+                )
+    return said
 
 
 def _learn_column(whole: pd.Series, cells: Cells, found: Found, train: np.ndarray, data: Data) -> Column:

@@ -14,7 +14,11 @@ EXAMPLES = 200  # cells that must fit a format before all are parsed
 _MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
 _ISO = r"(?:0001|1[5-9]\d\d|2[01]\d\d|9999)-\d{2}(-\d{2})?([T ]\d{2}:?\d{2}.*)?|\d{8}T\d{4,6}.*"
 _WEEKDAY = re.compile(r"^(mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|sat(?:ur)?|sun)(day)?\b", re.IGNORECASE)
-_CLOCK = re.compile(r"(\d{1,2})([:.h])(\d{2})(?:([:.])(\d{2})([.,]\d{1,6})?)?(\s?[ap]\.?m(?:\.|\b))?", re.IGNORECASE)
+_CLOCK = re.compile(
+    r"(?<!\d)(\d{1,2})([:.h])(\d{2})(?:([:.])(\d{2})([.,]\d{1,6})?)?(\s?[ap]\.?m(?:\.|\b))?", re.IGNORECASE
+)
+_HOUR = re.compile(r"(?<!\d)\d{1,2}(\s?)([ap]\.?m(?:\.|\b))", re.IGNORECASE)
+_COLONS = re.compile(r"\d{4}:\d{2}:\d{2}(?!\d)")  # the date of a photograph
 _OFFSET = re.compile(r"(?<![A-Z])\s?[+-]\d{2}:?\d{2}$")
 _ZONE = re.compile(r" ([A-Za-z]+/[A-Za-z_/]+|[A-Z]{1,5}|(?:GMT|UTC)[+-]\d{1,2}(?::?\d{2})?)$")
 
@@ -71,14 +75,16 @@ def of_integers(
             if _fits(texts, compact):
                 return compact
     named = re.search(
-        r"(^|[\W_]|[a-z](?=[A-Z]))(?i:(date)?time|date|epoch|unix|timestamp|ts|at|when)([\W_\d]|ms$|$)|_(ms|millis)$",
+        r"(^|[\W_]|[a-z](?=[A-Z]))(?i:(date)?time|date|epoch|unix|timestamp|ts|at|when)([\W_\d]|ms$|$)|_(ms|us|ns|millis|micros|nanos)$",
         name,
     )
     # Without a telling name, only moments of a few decades, of which hardly any repeats, are taken for dates; seconds if they ascend.
     years = (1980, 2100) if named else (2000, 2040)
     distinct = len(values) > 0.9 * n_rows
     for epoch, unit in EPOCHS.items():
-        scale = {"s": 1, "ms": 1000}[unit]
+        if unit in ("us", "ns") and not named:
+            continue  # more likely codes, which have as many digits
+        scale = {"s": 1, "ms": 1e3, "us": 1e6, "ns": 1e9}[unit]
         low, high = (pd.Timestamp(year=year, month=1, day=1).timestamp() * scale for year in years)
         if low <= smallest and largest < high and (named or (distinct and (unit == "ms" or ascend()))):
             return epoch
@@ -94,7 +100,9 @@ def _fits(texts: pd.Index, name: str) -> bool:
 
 def _candidates(example: str) -> Iterator[list[str]]:
     """Yield groups of formats with the shape of an example; a later group matters only if no earlier one fits."""
-    text, before = example, ""
+    text, before = re.sub(r"(?i)\bsept\b", "Sep", example), ""
+    if re.search("[A-Za-z]{3}", text):
+        text = re.sub(r"(?i)(?<=\d)(?:st|nd|rd|th)\b", "", text)
     if found := _WEEKDAY.match(text):
         before = "%A" if found[2] else "%a"
         text = text[found.end() :]
@@ -104,7 +112,10 @@ def _candidates(example: str) -> Iterator[list[str]]:
     elif (found := _ZONE.search(text)) and moments.time_zone(found[1]) is not None:
         zone, text = moments.ZONE, text[: found.start()]
     clocks = [("", "", text)]
-    for found in _CLOCK.finditer(text):
+    date_end = found.end() if (found := _COLONS.match(text)) else 0
+    if (found := _HOUR.search(text)) and not _CLOCK.search(text):
+        clocks.append((text[: found.start()], f"%I{found[1]}%p", text[found.end() :]))
+    for found in _CLOCK.finditer(text, date_end):
         if found[2] == "." and found.end() - found.start() < len(text) and ":" in text:
             continue
         clock = ("%I" if found[7] else "%H") + found[2] + "%M" + (f"{found[4]}%S" if found[4] else "")

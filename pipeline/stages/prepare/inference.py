@@ -19,6 +19,7 @@ from pipeline.stages.prepare.texts import (
     CODE,
     ID_SHARE,
     LARGEST_EXACT,
+    LONG_CODES,
     MIN_DIGITS,
     Found,
     Texts,
@@ -97,6 +98,11 @@ def notes(table: pd.DataFrame, found: Mapping[str, Found], target: Target) -> li
     words = [f"missing: {', '.join(f'{word!r} {n:,}' for word, n in read.words.items())}"] if read.words else []
     if words or read.reason not in ("numbers", "classes", "true or false"):
         said.append(f"{target.name}: {'; '.join([read.reason, *words])}")
+    flagged = [table[name] for name, column in found.items() if column.reading.flags]
+    first = {str(cells.name): cells.iloc[0] for cells in flagged if (cells == cells.iloc[0]).sum() == 1}
+    units = [f"{cell!r} ({name})" for name, cell in first.items() if str(cell).strip() in found[name].reading.flags]
+    if units:
+        said.append(f"row 1 holds {', '.join(units[:5])} among numbers: if it names units, remove it from the table")
     counters = [name for name, column in found.items() if column.counts_rows]
     if counters and target.classes:
         codes = target.encode(table[target.name])
@@ -168,15 +174,17 @@ def _of_text(name: str, values: pd.Series, texts: Texts, choice: Choice | None, 
     if are_truth_values(texts.present):
         return Found("categorical", "true or false", Reading(type="boolean", missing=missing), words)
     if choice is not None and texts.written is not None:
-        if reason := why_codes(name, texts.present):
+        flags = texts.written.words + texts.written.bounds
+        rule = Reading(type="number", numbers=choice.numbers, missing=missing, flags=flags)
+        values_found = _numbers_of_text(values, texts, rule)
+        reason = why_codes(name, texts.present)
+        if reason and not (reason == LONG_CODES and date_formats.of_integers(values_found.distinct, name)):
             if texts.are_ids and not CODE.search(name):
                 return Found("drop", f"{reason}, with a value of its own in almost every row: an id")
             return _words(texts, data, name, reason)
         if choice.other is not None:
             raise UserError(two_readings(name, choice, texts))
-        flags = texts.written.words + texts.written.bounds
-        rule = Reading(type="number", numbers=choice.numbers, missing=missing, flags=flags)
-        found = _of_numbers(name, _numbers_of_text(values, texts, rule), rule)
+        found = _of_numbers(name, values_found, rule)
         reason = "; ".join(filter(None, (found.reason, how_written(texts.written, choice), _flagged(flags))))
         return replace(found, reason=reason, words=words)
     if moment := moment_format(name, texts):
@@ -229,8 +237,9 @@ def _of_type(name: str, values: pd.Series, data: Data) -> Found:
     )
     if found.are_whole:
         long = np.mean(np.abs(present) >= LARGEST_EXACT) > 0.5
+        long = long and not date_formats.of_integers(found.distinct, name)
         if long or (CODE.search(name) and np.mean(present >= 10 ** (MIN_DIGITS - 1)) > 0.5):
-            reason = "codes of 16 digits and more" if long else "codes by their name"
+            reason = LONG_CODES if long else "codes by their name"
             n_values = values.nunique()
             if n_values > 50 and n_values > ID_SHARE * found.n and not CODE.search(name):
                 return Found("drop", f"{reason}, with a value of its own in almost every row: an id")

@@ -82,6 +82,16 @@ def find(texts: pd.Index, *, with_words: bool = True) -> Written | None:
     return Written(formats, _has(bodies, ".") or _has(bodies, ","), tuple(sorted(words)), tuple(bounds), example)
 
 
+def units(texts: pd.Index) -> list[str]:
+    """Return the units of a column of numbers that have several; an empty list for another column."""
+    found = pc.extract_regex(numbers.normalized(texts), _PATTERN)
+    if not len(texts) or found.null_count:
+        return []
+    parts = (pc.struct_field(found, name).to_pandas().str.strip() for name in ("prefix", "suffix"))
+    named = sorted({unit for part in parts for unit in part.unique() if unit})
+    return named if 1 < len(named) <= MAX_WORDS else []
+
+
 def _could_be_numbers(cells: pa.Array) -> bool:
     """False if a sample has more words than may be beside numbers."""
     is_word = ~numbers.matches(cells, "[0-9]") & ~numbers.matches(pc.utf8_lower(cells), numbers.INFINITE)

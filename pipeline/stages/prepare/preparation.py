@@ -12,7 +12,7 @@ from pipeline.core import files
 from pipeline.core.errors import UserError, printable
 from pipeline.core.settings import Data, Transfer
 from pipeline.stages.prepare import inference
-from pipeline.stages.prepare.columns import learn_columns
+from pipeline.stages.prepare.columns import learn_columns, stand_ins
 from pipeline.stages.prepare.splits import split_rows
 from pipeline.stages.prepare.targets import learn_target
 from pipeline.stages.prepare.texts import Found
@@ -101,8 +101,8 @@ def prepare(table: pd.DataFrame, second: pd.DataFrame | None, data: Data, seed: 
     for name, parts in {"source": splits, "transfer": transfer_splits}.items():
         counts |= {f"{name}_{split}": len(rows) for split, rows in parts.items()}
     notes += inference.notes(table, found, target)
-    notes += totals
     columns, features = learn_columns(table, found, splits["train"], data)
+    notes += [*stand_ins(features, columns), *totals]
     counts |= {"read": n_read} | ({"totals": len(totals)} if totals else {})
     _check_flags(columns)
     schema = Schema(columns=columns, target=target, transfer_target=transfer_target, rows=counts, notes=tuple(notes))

@@ -19,6 +19,7 @@ from pipeline.tables.schema import Kind
 MOST_TRUTH_VALUES = 50  # spellings of true and false in one column
 MAX_VERSIONS = 50  # numbers with digits after the point that vary, such as 1.9 and 1.10, are categories up to this many
 LARGEST_EXACT = 1e15  # integers of 16 digits and more lose digits as float64
+LONG_CODES = "codes of 16 digits and more"
 ID_SHARE = 0.9  # of different texts among the rows of a column of ids
 MIN_DIGITS = 4  # of most codes that are known by their name
 
@@ -112,7 +113,9 @@ def in_yaml(text: str) -> str:
 
 
 def nearly(texts: Texts) -> str:
-    """Say which few cells keep a column of numbers or dates from being one."""
+    """Say what keeps a column of numbers or dates from being one: several units, or a few cells."""
+    if units := number_formats.units(texts.present):
+        return f"numbers in different units, {' and '.join(map(repr, units))}, are read as text: use one unit"
     cells = numbers.normalized(texts.present)
     for pattern in (numbers.PLAIN, r"^[+-]?[0-9]+(,[0-9]+)?$"):
         other = texts.present[~numbers.matches(cells, pattern)]
@@ -167,7 +170,7 @@ def why_codes(name: str, texts: pd.Index) -> str | None:
         return f"codes, such as {padded[0]!r} with its leading zero"
     first = texts[:SAMPLE]
     if first.str.fullmatch(r"[+-]?\d{16,}").any() and texts.str.fullmatch(r"[+-]?\d{16,}").mean() > 0.5:
-        return "codes of 16 digits and more"
+        return LONG_CODES
     if first.str.fullmatch(r"\+\d{7,}").all() and texts.str.fullmatch(r"\+\d{7,}").all():
         return "phone numbers"
     if (
