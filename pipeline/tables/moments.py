@@ -52,7 +52,7 @@ def parse(texts: pd.Index, moment_format: str) -> pd.Series:
         return _utc(pd.to_datetime(cells, format=ISO, errors="coerce", utc=True))
     if "%b" in moment_format or "%B" in moment_format:
         cells = cells.str.replace(r"(?i)\bsept\b", "Sep", regex=True)
-        cells = cells.str.replace(r"(?i)(?<=\d)(?:st|nd|rd|th)\b", "", regex=True)
+        cells = cells.str.replace(r"(?i)(?<=\d)(?:st|[nr]d|th)\b", "", regex=True)
     if "%p" in moment_format:
         cells = cells.str.replace(r"(?i)\b([ap])\.m\.", r"\1m", regex=True)
     if not moment_format.endswith(ZONE):

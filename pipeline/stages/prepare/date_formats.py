@@ -102,7 +102,7 @@ def _candidates(example: str) -> Iterator[list[str]]:
     """Yield groups of formats with the shape of an example; a later group matters only if no earlier one fits."""
     text, before = re.sub(r"(?i)\bsept\b", "Sep", example), ""
     if re.search("[A-Za-z]{3}", text):
-        text = re.sub(r"(?i)(?<=\d)(?:st|nd|rd|th)\b", "", text)
+        text = re.sub(r"(?i)(?<=\d)(?:st|[nr]d|th)\b", "", text)
     if found := _WEEKDAY.match(text):
         before = "%A" if found[2] else "%a"
         text = text[found.end() :]
