@@ -3,6 +3,7 @@
 import itertools
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -34,8 +35,14 @@ ENVIRONMENT = {
 
 
 def tracking_uri(tracking: Tracking) -> str:
-    """The variable MLFLOW_TRACKING_URI, else the parameter, else a database in the project."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or tracking.uri or database_uri(project_root() / "mlflow.db")
+    """The variable MLFLOW_TRACKING_URI, else the parameter, else a database in the project; paths are absolute."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or tracking.uri or "sqlite:///mlflow.db"
+    path = database_path(uri)
+    if path is not None:  # of the project, also where a stage runs in a temporary copy of it
+        return uri if path.is_absolute() else database_uri(project_root() / path)
+    scheme, _, folder = uri.rpartition(":") if uri.startswith("file:") else ("", "", uri)
+    is_folder = bool(scheme) or not re.match(r"\w+(\+\w+)?:", uri)
+    return (project_root() / unquote(folder)).as_uri() if is_folder and not uri.startswith("file://") else uri
 
 
 def database_uri(path: Path) -> str:
@@ -57,18 +64,22 @@ def connect(uri: str) -> "MlflowClient":
     """An MLflow client for a database or server, with the settings of `ENVIRONMENT`."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    import mlflow
     from mlflow import MlflowClient
 
+    # MLflow looks up the source of a model version with a client of its own, for the address that is set globally.
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # it logs the traceback of each error that it raises
     logging.getLogger("alembic").setLevel(logging.ERROR)
     return MlflowClient(uri)
 
 
 def make_own_database(tracking: Tracking, working: Working = nullcontext) -> None:
-    """Create the project's own database if runs go there and it is missing."""
-    own = project_root() / "mlflow.db"
-    if tracking_uri(tracking) == database_uri(own):
-        make_database(own, working)
+    """Create the database if runs go to a file, and it is missing."""
+    path = database_path(tracking_uri(tracking))
+    if path is not None and path.parent.is_dir():
+        make_database(path, working)
 
 
 def make_database(path: Path, working: Working = nullcontext) -> None:
