@@ -11,7 +11,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.settings import Csv, Data, Task
 from pipeline.sources import text
 from pipeline.stages.prepare.preparation import Prepared, describe, prepare
-from pipeline.tables import validation
+from pipeline.tables import reading, validation
 from tests.support.refusals import refusal
 from tests.support.samples import bundle as trained
 from tests.support.samples import make
@@ -94,6 +94,38 @@ def test_numbers_in_different_units_are_text_and_pointed_out():
     found = prepared(csv("x;y", cells, Y))
     assert "x: numbers in different units, 'kg' and 'lb'" in describe(found.schema)
     assert column(found).reading.type == "text"
+
+
+def test_dates_in_two_orders_are_text_and_pointed_out():
+    days = pd.date_range("2018-01-13", periods=15)
+    found = prepared(csv("x;y", [*days.strftime("%d/%m/%Y"), *days.strftime("%m/%d/%Y")], Y))
+    assert "dates with the day first and others with the month first" in describe(found.schema)
+
+
+HARDLY_REPEATING = {
+    "plain": repr,
+    "padded": lambda x: f" {x:.9f}  ",
+    "missing": lambda x: "n/a" if x > 1 else f"{x:.9f}",
+    "bound": lambda x: f">{x:.9f}" if x > 1 else f"{x:.9f}",
+    "flagged": lambda x: "pending" if x > 1 else f"{x:.9f}",
+    "grouped": lambda x: f"{1e8 * x:,.3f} km",
+    "dates": lambda x: f"{pd.Timestamp(int(1.5e18 + 1e17 * x)):%d.%m.%Y %H:%M:%S}",
+}
+
+
+@pytest.mark.parametrize("written", HARDLY_REPEATING.values(), ids=HARDLY_REPEATING)
+def test_a_column_that_hardly_repeats_is_read_as_each_of_its_cells_is(written):
+    cells = [written(float(x)) for x in np.random.default_rng(0).normal(size=2 * reading.SAMPLE)]
+    table = text.read(
+        "t.csv", "\n".join(["x;y", *(f"{cell};{k % 2}" for k, cell in enumerate(cells)), ""]).encode(), Csv()
+    )
+    assert reading.hardly_repeats(table["x"])
+    found = prepare(table, None, Data(source="s", target="y", task="binary"), 0)
+    whole = found.domains["source"].features
+    assert column(found).kind != "drop"
+    for part in (table.iloc[:100], table.iloc[::-200], table.iloc[7:8]):
+        single = validation.check(part.reset_index(drop=True), found.schema, "t")
+        pd.testing.assert_frame_equal(single, whole.iloc[part.index].reset_index(drop=True))
 
 
 def test_a_row_of_units_is_pointed_out():
@@ -283,6 +315,8 @@ def test_dates_and_times_are_found(written):
         ("x", ["2018Q1", "2018Q2", "2019Q4"], "2018-01-01"),
         ("x", ["Q1 2018", "Q3 2018"], "2018-01-01"),
         ("x", ["1Q18", "3Q99"], "2018-01-01"),
+        ("month", [f"{y}{m:02}" for y in (2018, 2019) for m in range(1, 13)], "2018-01-01"),
+        ("x", ["2018-01-02 12:26:00", "0000-00-00 00:00:00", "2018-01-03 00:00:00"], "2018-01-02 12:26:00"),
         ("x", ["Sept 2, 2018", "Jan 14, 2018"], "2018-09-02"),
         ("x", ["September 2nd, 2018", "January 31st, 2018"], "2018-09-02"),
         ("created_us", [str(1514895960000000 + 86_400_000_000 * n) for n in range(N)], "2018-01-02 12:26:00"),

@@ -11,6 +11,7 @@ from pipeline.tables import moments
 
 MOST = 0.9  # share of cells that make the others a mistake
 EXAMPLES = 200  # cells that must fit a format before all are parsed
+_SLASHED = r"\d{2}/\d{2}/\d{4}"
 _MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
 _ISO = r"(?:0001|1[5-9]\d\d|2[01]\d\d|9999)-\d{2}(-\d{2})?([T ]\d{2}:?\d{2}.*)?|\d{8}T\d{4,6}.*"
 _WEEKDAY = re.compile(r"^(mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|sat(?:ur)?|sun)(day)?\b", re.IGNORECASE)
@@ -37,6 +38,15 @@ def find(texts: pd.Index) -> list[str]:
             if fitting:
                 return [year_first] if (year_first := _year_first(texts, fitting)) else fitting
     return []
+
+
+def in_two_orders(texts: pd.Index) -> bool:
+    """True if each cell is a date with the day or the month first, and neither order fits all."""
+    texts = texts.str.strip()
+    if not texts[:EXAMPLES].str.fullmatch(_SLASHED).all() or not texts.str.fullmatch(_SLASHED).all():
+        return False
+    day_first = moments.parse(texts, "%d/%m/%Y").notna()
+    return bool((day_first | moments.parse(texts, "%m/%d/%Y").notna()).all())
 
 
 def almost(texts: pd.Index) -> tuple[str, str] | None:
@@ -68,7 +78,9 @@ def of_integers(
     `values` are the distinct ones of `n_rows`; `ascend` says whether they ascend in the order of the rows.
     """
     smallest, largest = values.min(), values.max()
-    for compact, digits in (("%Y%m%d", 8), ("%Y%m%d%H%M", 12), ("%Y%m%d%H%M%S", 14)):
+    is_month = re.search(r"(?i)(month|period|date|(^|_)y+_?m+)($|[\W_])", name)
+    months = [("%Y%m", 6)] if is_month else []  # other numbers of six digits are too common
+    for compact, digits in (*months, ("%Y%m%d", 8), ("%Y%m%d%H%M", 12), ("%Y%m%d%H%M%S", 14)):
         unit = 10 ** (digits - 4)
         if smallest >= 1900 * unit and largest < 2101 * unit:
             texts = pd.Index(pd.unique(values).astype(np.int64).astype(str))

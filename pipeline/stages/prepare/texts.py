@@ -122,6 +122,8 @@ def nearly(texts: Texts) -> str:
         if 0 < len(other) <= 0.1 * len(texts.present):
             named = "" if re.search(r"\d", other[0]) else ", or name the word in data.missing"
             return f"{other[0]!r} keeps the column from being numbers: correct the cell{named}"
+    if date_formats.in_two_orders(texts.present):
+        return "dates with the day first and others with the month first are read as text: use one order"
     if dates := date_formats.almost(texts.present):
         named = "" if re.search(r"\d", dates[1]) else ", or name the word in data.missing"
         return f"{dates[1]!r} keeps the column from being dates as {dates[0]}: correct the cell{named}"
