@@ -1,6 +1,7 @@
 """A project of its own for a test: parameters, a folder for sources, and its own MLflow database."""
 
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -78,6 +79,7 @@ def _enter(folder: Path, database: Path, changes: Mapping[str, Any], patch: pyte
 
 def _without_places(patch: pytest.MonkeyPatch) -> None:
     """Forget what would lead elsewhere than to the project."""
+    _forget_database()
     for variable in ("DVC_ROOT", "MLFLOW_TRACKING_URI"):
         patch.delenv(variable, raising=False)
 
@@ -90,6 +92,14 @@ def _wait_for_tracking(seconds: float = 60.0) -> None:
             thread.join(max(0.0, until - time.monotonic()))
             if thread.is_alive():
                 pytest.fail(f"a tracking thread is still alive {seconds:g} s after its test")
+    _forget_database()
+
+
+def _forget_database() -> None:
+    """Reset the address that `store.connect` tells MLflow for the whole process."""
+    if "mlflow" in sys.modules:
+        sys.modules["mlflow"].set_tracking_uri(None)
+        sys.modules["mlflow"].set_registry_uri(None)
 
 
 @pytest.fixture
