@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.core.errors import UserError
 from pipeline.core.settings import Csv, Data, Task
-from pipeline.sources import text
+from pipeline.sources import readers, text
 from pipeline.stages.prepare.preparation import Prepared, describe, prepare
 from pipeline.tables import reading, validation
 from tests.support.refusals import refusal
@@ -477,3 +477,108 @@ def test_a_title_that_a_spreadsheet_filled_up_with_empty_cells_is_not_the_header
 def test_a_letter_with_an_accent_is_the_same_name_in_both_forms():
     found = prepared(csv("re\u0301gion;y", ["a", "b"], Y), kinds={"r\u00e9gion": "categorical"})
     assert column(found, "r\u00e9gion").categories == ("a", "b")
+
+
+# ------------------------------------------------------------------------------- the same in CSV, Parquet and later files
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"), [(["1.0", "0.0", ""], ["true", "false", None]), (["1.0", "0", ""], ["true", "false", None])]
+)
+def test_whole_numbers_of_a_column_with_gaps_may_have_a_point(cells, expected):
+    assert values(prepared(csv("x;z;y", cells, SPREAD, Y)))[:3] == expected
+    days = prepared(csv("x;z;y", ["20180102.0", "20180203.0", ""], SPREAD, Y))
+    assert values(days)[:3] == [pd.Timestamp("2018-01-02", tz="UTC"), pd.Timestamp("2018-02-03", tz="UTC"), None]
+
+
+def test_a_cell_that_does_not_fit_the_rule_of_its_column_is_named_in_the_training_table_too():
+    content = csv("x;z;y", ["a", "b"], SPREAD, Y)
+    assert "data.source, row 1: 'x' must be true or false, got 'a'" in refusal(
+        prepared, content, kinds={"x": "boolean"}
+    )
+
+
+@pytest.mark.parametrize("task", ["regression", "binary"])
+def test_a_number_that_means_missing_is_missing_in_typed_targets_and_categories(task):
+    target = [-999, *range(59)] if task == "regression" else [9, *[0, 1] * 29, 1]
+    frame = pd.DataFrame({"x": list(range(N)), "zip": [99999, 10115] * (N // 2), "y": target})
+    missing: dict[str, tuple[str, ...]] = {"y": (str(target[0]),), "zip": ("99999",)}
+    found = prepare(frame, None, Data(source="s", target="y", task=task, missing=missing), 0)
+    assert found.schema.rows["target_missing"] == 1
+    assert column(found, "zip").categories == ("10115",)
+
+
+@pytest.mark.parametrize(("cell", "value"), [("12.-", 12), ("5,-", 5), ("Fr. 12.--", 12), ("5,- €", 5), ("7,–", 7)])
+def test_a_price_without_cents_is_no_negative_number(cell, value):
+    found = prepared(csv("x;y", [cell, cell.replace(cell.strip("Fr.,-– €"), "30")], Y), kinds={"x": "numeric"})
+    assert values(found)[:2] == [value, 30]
+
+
+def test_true_and_one_are_two_values_whatever_stands_beside_them():
+    found = prepared(csv("x;z;y", ["true", "false", "maybe"], SPREAD, Y))
+    both = validation.check(pd.DataFrame({"x": [True, 1], "z": 1.5}, dtype=object), found.schema, "t")["x"].tolist()
+    single = validation.check(pd.DataFrame({"x": [1], "z": 1.5}, dtype=object), found.schema, "t")["x"].tolist()
+    assert both == ["true", *single]
+
+
+def test_long_codes_in_some_rows_keep_their_digits():
+    cells = ["0", "0", "123456789012345678", "123456789012345679"]
+    assert column(prepared(csv("x;z;y", cells, SPREAD, Y))).categories == ("0", *cells[2:])
+    typed = pd.DataFrame({"x": list(map(int, cells)) * 15, "z": range(N), "y": Y * (N // 2)})
+    assert column(prepare(typed, None, Data(source="s", target="y", task="binary"), 0)).categories == ("0", *cells[2:])
+
+
+def test_a_column_that_is_not_used_proves_no_decimal_mark():
+    content = csv("part;x;y", ["1.1", "2.3"], ["4.323", "825"], Y)
+    assert values(prepared(content, kinds={"x": "numeric"}))[:2] == [4.323, 825]
+    assert "no cell proves which" in refusal(prepared, content, drop=("part",))
+
+
+@pytest.mark.parametrize(
+    ("name", "cells", "kind"),
+    [
+        ("population_us", [str(316_000_000 + 1000 * n) for n in range(N)], "numeric"),
+        ("number", [str(1_003_000_126 + 9_000_000 * n) for n in range(N)], "numeric"),
+        ("Postleitzahl", ["10115", "80331"], "categorical"),
+        ("Mobil", ["170 200 300", "171 200 301"], "categorical"),
+    ],
+)
+def test_numbers_are_not_taken_for_dates_nor_codes_for_numbers(name, cells, kind):
+    assert column(prepared(csv(f"{name};z;y", cells, SPREAD, Y)), name).kind == kind
+
+
+def test_days_that_are_the_same_in_both_orders_decide_nothing():
+    assert "set data.formats" in refusal(prepared, csv("x;y", [f"01/01/{year}" for year in range(1950, 1980)], Y))
+
+
+@pytest.mark.parametrize(
+    ("content", "n"),
+    [(b'"a\rb",y\n' + b"0.5,0\n1.5,1\n", 2), (b"a,y\r0.5,0\n1.5,1\n", 2), (b"x\n1\n\n3\n", 3), (b"a,y\n1,2\n", 1)],
+)
+def test_no_row_is_lost(content, n):
+    assert len(text.read("t.csv", content, Csv())) == n
+
+
+@pytest.mark.parametrize("skip", [2, 1, (0, 5), (0, 1)])
+def test_what_is_left_out_may_be_all(skip):
+    try:
+        left = len(text.read("t.csv", b"a,y\n1,2\n", Csv(skip=skip)))
+    except UserError:
+        left = 0
+    assert left == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "encoding"), [("Łódź", "cp1250"), ("Zażółć gęślą jaźń", "cp1250"), ("Müller", "cp1252")]
+)
+def test_encodings_are_told_apart(words, encoding, capsys):
+    content = csv("x;y", [words, f"{words} x"], Y).decode().encode(encoding)
+    assert words in text.read("t.csv", content, Csv())["x"].tolist()
+    assert encoding in capsys.readouterr().out
+
+
+def test_large_integers_with_gaps_are_read_from_parquet(tmp_path):
+    frame = pd.DataFrame({"x": pd.array([2**60 + 1, None, 2**60 + 3], "Int64"), "y": [0, 1, 0]})
+    frame.to_parquet(tmp_path / "t.parquet")
+    read = readers.read(str(tmp_path / "t.parquet"), Csv())
+    assert read["x"].dropna().tolist() == [str(2**60 + 1), str(2**60 + 3)]

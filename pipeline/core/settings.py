@@ -93,7 +93,7 @@ MetricName = Literal[
 
 MISSING = (
     "NA", "N/A", "NaN", "null", "none", "nil", "missing", "unknown", "n.a.", "n.d.",
-    "?", "-", "--", ".", "..", ":", "*", "#N/A", "#NAME?", "#NULL!", "#NUM!", "#VALUE!", "#REF!", "#DIV/0!", "\\N", "0000-00-00", "0000-00-00 00:00:00",
+    "?", "-", "--", ".", "..", "...", "…", ":", "*", "/", "–", "—", "#N/A", "#NAME?", "#NULL!", "#NUM!", "#VALUE!", "#REF!", "#DIV/0!", "\\N", "0000-00-00", "0000-00-00 00:00:00", "00.00.0000",
 )  # fmt: skip
 
 # Trials have search.epochs epochs, no early stopping and one member, so these have no effect on them.

@@ -30,6 +30,8 @@ _BOMS = {
 }  # fmt: skip
 _ENCODINGS = ["cp1252", "latin_1", "iso8859_15", "cp1250", "cp1251", "koi8_r", "mac_roman", "cp437", "cp850",
               "shift_jis", "euc_jp", "gb18030", "big5", "euc_kr", "cp1253", "cp1254", "cp1255", "cp1256"]  # fmt: skip
+_OTHER_LETTERS = {"cp1251", "koi8_r", "cp1253", "cp1255", "cp1256", "shift_jis", "euc_jp", "gb18030", "big5", "euc_kr"}
+_MISPLACED = re.compile(r"[£¥³¹¿¯ª¼][^\W\d_]|[^\W\d_][£¥³¹¿¯¼]")
 _OTHER_FILES = {
     rb"\s*<[a-z!?]": "a web page or XML; is a login or another address needed?",
     rb"\s*(\{\s*[\"}]|\[\s*[\[{\"\]])": "JSON; convert it to CSV or Parquet",
@@ -71,7 +73,8 @@ def read(
     if delimiter == " ":
         body = re.sub(rb"(?m)^ +| +(?=\r?$)", b"", re.sub(rb"[ \t]+", b" ", body))
     spaced = f"{delimiter} {options.quote}".encode()
-    if options.quote != "none" and all(spaced in line for line in body[:SAMPLE].splitlines()[:LINES]):
+    rows = body[:SAMPLE].splitlines()[1:LINES]
+    if options.quote != "none" and rows and all(spaced in line for line in rows):
         body = body.replace(spaced, spaced.replace(b" ", b""))  # a quote counts only at the start of a cell
     layout = Layout(source, delimiter, options, content.count(b"\n", 0, start))
     return layout.parse(body, note)
@@ -116,6 +119,7 @@ class Layout:
                     delimiter=self.delimiter,
                     quote_char=self.quote if quoted else False,
                     newlines_in_values=quoted,
+                    ignore_empty_lines=width > 1,  # in a single column they are empty cells
                     invalid_row_handler=lambda row: ragged.append(row.actual_columns) or "skip",  # type: ignore[func-returns-value]
                 ),
                 arrow_csv.ConvertOptions(
@@ -163,13 +167,11 @@ class Layout:
         numbered = nameless and not trailing and _are_row_names([row[0] for row in most])  # as R writes them
         self._check_padded(header, sample)
         if trailing or numbered or width <= len(header) or 2 * times <= len(sample):
-            place = -1
-            for _ in range(last - self.skipped):
-                place = body.find(b"\n", place + 1)
-                if place < 0:
-                    return header, len(body)
+            ends = [found.end() for found in islice(re.finditer(rb"\r\n|\n|\r", body), last - self.skipped)]
+            if len(ends) < last - self.skipped:
+                return header, len(body)
             self.skipped = last
-            return [*[""] * numbered, *header, *[""] * trailing], place + 1
+            return [*[""] * numbered, *header, *[""] * trailing], ends[-1]
         line = next(line for line, _, row in sample if len(row) == width)
         hint = f"the header is probably line {line}: set data.csv.skip to {line - 1}"
         if nameless:
@@ -240,13 +242,18 @@ def _as_utf8(source: str, content: bytes, encoding: str, note: Callable[[str], N
 
     sample = content[max(0, place - SAMPLE // 2) : place + SAMPLE // 2]
     matches = from_bytes(sample, cp_isolation=_ENCODINGS) or from_bytes(sample)
-    # Of encodings that fit about equally well, the one of Western Europe is by far the most common.
+    # Of the encodings of Latin letters, those of Windows are by far the most common.
     close = [m for m in matches if m.chaos <= matches[0].chaos + 0.01 and m.coherence >= matches[0].coherence - 0.05]
     western = any("cp1252" in match.could_be_from_charset for match in close)
-    try:
-        guessed = "cp1252" if western else close[0].encoding
-        text = content.decode(guessed)
-    except (IndexError, UnicodeError):
+    is_latin = western or not matches or matches[0].encoding not in _OTHER_LETTERS
+    habitual = ["cp1252", "cp1250"] if is_latin else []
+    names = dict.fromkeys([*habitual, *(match.encoding for match in matches)])
+    # A sign between letters, such as £ in front of a small letter, shows that this is not the encoding.
+    candidates = sorted(names, key=lambda name: bool(_MISPLACED.search(_decoded(sample, name) or "")))
+    text, guessed = next(
+        ((text, name) for name in candidates if (text := _decoded(content, name)) is not None), ("", "")
+    )
+    if not guessed:
         raise UserError(
             f"{source} is not UTF-8 text (byte {place}): set data.csv.encoding, for example to cp1252"
         ) from None
@@ -255,6 +262,13 @@ def _as_utf8(source: str, content: bytes, encoding: str, note: Callable[[str], N
     shown = line[max(0, at - 20) : at + 20]
     note(f"{source}: not UTF-8 (byte {place}); read as {guessed}, as in {shown!r}; data.csv.encoding overrides it")
     return text.encode("utf-8")
+
+
+def _decoded(content: bytes, encoding: str) -> str | None:
+    try:
+        return content.decode(encoding)
+    except UnicodeError:
+        return None
 
 
 def _table_start(source: str, content: bytes, before: int, note: Callable[[str], None]) -> tuple[int, str | None]:
@@ -304,10 +318,10 @@ def _sniff(body: bytes, quote: str) -> str:
             return 0, 0
         width, times = Counter(widths).most_common(1)[0] if widths else (0, 0)
         width = width if 2 * times >= len(widths) else 0
-        return (width if width == widths[0] > 1 else 0), width
+        return (width if widths and width == widths[0] > 1 else 0), width
 
     found = max(",;\t|", key=columns)
-    if columns(found)[1] <= 1:  # columns aligned with spaces
+    if columns(found)[1] <= 1 and text.strip():  # columns aligned with spaces
         lines = [" ".join(line.split()) for line in text.splitlines()[:LINES] if line.strip()]
         first, *rest = [len(next(_csv_reader(io.StringIO(line), " ", quote))) for line in lines]
         same = bool(rest) and min(rest) == max(rest) > 1

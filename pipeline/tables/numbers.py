@@ -13,6 +13,7 @@ from pipeline.core.settings import Section
 PLAIN = r"^[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?$"
 INTEGER = r"^[+-]?[0-9]+$"
 EXPONENT = r"[eE][+-]?[0-9]+"
+NO_CENTS = r"([0-9])[.,]--?( *[^0-9]*)$"  # such as 12.- or 5,-- for a price without cents
 INFINITE = r"^[+-]?inf(?:inity)?$"
 CHUNK = 2**20  # cells parsed at a time
 AFFIX = 12  # longest unit or currency
@@ -69,6 +70,8 @@ def normalized(cells: pd.Index) -> pa.Array:
     if not pc.all(pc.string_is_ascii(texts)).as_py():
         for typographic, plain in _SPELLINGS.items():
             texts = pc.replace_substring(texts, typographic, plain)
+    if pc.any(pc.match_substring_regex(texts, NO_CENTS)).as_py():
+        texts = pc.replace_substring_regex(texts, NO_CENTS, r"\1\2")
     return texts
 
 

@@ -105,6 +105,7 @@ def _exact(table: "pa.Table") -> "pa.Table":
     import pyarrow.compute as pc
     from pyarrow import types
 
+    before = table
     for place, field in enumerate(table.schema):
         column = table.column(place)
         whole = types.is_decimal(field.type) and field.type.scale == 0
@@ -112,7 +113,7 @@ def _exact(table: "pa.Table") -> "pa.Table":
             ends = [end for end in pc.min_max(column).as_py().values() if end is not None]
             if any(abs(end) >= EXACT for end in ends):
                 table = table.set_column(place, field.name, column.cast(pa.string()))
-    return table
+    return table if table is before else table.replace_schema_metadata()  # which has the types from before
 
 
 def _is_str(values: pd.Series) -> bool:

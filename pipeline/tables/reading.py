@@ -74,7 +74,8 @@ def read(values: pd.Series, reading: Reading) -> Cells:
     if reading.type == "moment" and dtypes.is_datetime64_any_dtype(plain.dtype):
         return Cells(pd.to_datetime(plain, utc=True).astype("datetime64[us, UTC]"), fits)
     if reading.type == "text" and not is_text(plain):
-        return Cells(canonical(plain), fits)
+        named = canonical(plain)
+        return Cells(named.mask(is_missing(pd.Index(named), reading.missing)) if reading.missing else named, fits)
     if reading.type == "number" and dtypes.is_object_dtype(plain.dtype):
         plain = plain.map(lambda value: _number_written(value, reading.numbers.decimal), na_action="ignore").astype(
             "str"
@@ -83,6 +84,8 @@ def read(values: pd.Series, reading: Reading) -> Cells:
     if not reading.verbatim:
         texts = texts.str.strip()
     texts = texts.fillna("")
+    if reading.type == "boolean" or (reading.type == "moment" and "." not in reading.format):
+        texts = texts.str.replace(r"^(\d+)\.0+$", r"\1", regex=True)  # whole numbers of a column with gaps
     absent = np.asarray(texts == "") | is_missing(texts, reading.missing)
     flagged = {flag: np.zeros(len(texts), bool) for flag in reading.flags}
     match reading.type:

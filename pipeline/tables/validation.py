@@ -32,22 +32,23 @@ def check(table: pd.DataFrame, schema: Schema, where: str) -> pd.DataFrame:
 
 def features_of(values: pd.Series, cells: Cells, column: Column, where: str) -> dict[str, pd.Series]:
     """Return what `check` returns for one column: its values, and flags by their names. `cells` are the `values` read."""
-    _raise_first(cells.wrong, values, column, column.reading.rule(), where)
+    raise_first(cells.wrong, values, column.reading.rule(), where)
     match column.kind:
         case "categorical":
             return {column.name: known(canonical(cells.values), column.categories, values)}
         case "numeric":
-            _raise_first(np.isinf(cells.values.to_numpy()), values, column, "finite", where)
+            raise_first(np.isinf(cells.values.to_numpy()), values, "finite", where)
             flags = zip(column.flags, column.reading.flags, strict=True)
             return {column.name: cells.values} | {name: pd.Series(cells.flags[flag]) for name, flag in flags}
     return {column.name: cells.values}
 
 
-def _raise_first(wrong: np.ndarray, values: pd.Series, column: Column, rule: str, where: str) -> None:
+def raise_first(wrong: np.ndarray, values: pd.Series, rule: str, where: str) -> None:
+    """Raise `UserError` for the first of the values that are wrong [n], a mask, because of a rule."""
     if wrong.any():
         row = int(np.argmax(wrong))
         value = str(values.iloc[row])[:80]
-        raise UserError(f"{where}, row {row + 1}: {column.name!r} must be {rule}, got {value!r}")
+        raise UserError(f"{where}, row {row + 1}: {str(values.name)!r} must be {rule}, got {value!r}")
 
 
 def unseen(table: pd.DataFrame, schema: Schema) -> dict[str, pd.Series]:

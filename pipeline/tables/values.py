@@ -15,10 +15,9 @@ def canonical(values: pd.Series) -> pd.Series:
         names = canonical(pd.Series(values.cat.categories))
         # Via codes, since two categories, such as 1 and "1", may become one, which a renamed dtype cannot hold.
         return names.reindex(values.cat.codes).set_axis(values.index).astype("str")
-    try:
-        unique = pd.unique(values.dropna())
-    except TypeError:  # nested values of Parquet are not hashable
+    if dtypes.is_object_dtype(values.dtype):  # one by one, since True and 1 are the same key of a dictionary
         return values.map(canonical_value, na_action="ignore").astype("str").where(values.notna())
+    unique = pd.unique(values.dropna())
     texts = {value: canonical_value(value) for value in unique}
     return values.map(texts).astype("str").where(values.notna())
 

@@ -14,7 +14,7 @@ from pipeline.stages.prepare.texts import Found, in_yaml
 from pipeline.tables import moments, numbers, reading
 from pipeline.tables.reading import Cells
 from pipeline.tables.schema import Column, Kind
-from pipeline.tables.validation import features_of
+from pipeline.tables.validation import features_of, raise_first
 from pipeline.tables.values import as_plain, canonical, canonical_value
 
 
@@ -31,6 +31,7 @@ def learn_columns(
         cells = Cells(table[name], np.zeros(0, bool))
         if found[name].kind != "drop" and data.split.by != f"group:{name}":
             cells = reading.read(table[name], found[name].reading)
+            raise_first(cells.wrong, table[name], found[name].reading.rule(), "data.source")
         columns.append(_learn_column(table[name], cells, found[name], train, data))
         if columns[-1].kind != "drop":
             features |= features_of(table.pop(name), cells, columns[-1], "data.source")

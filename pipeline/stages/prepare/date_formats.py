@@ -1,7 +1,7 @@
 """Find the format of dates and times from all cells of a column."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,7 @@ from pipeline.tables import moments
 
 MOST = 0.9  # share of cells that make the others a mistake
 EXAMPLES = 200  # cells that must fit a format before all are parsed
+_UNITS = {"s": "secs", "ms": "millis", "us": "micros", "ns": "nanos"}
 _SLASHED = r"\d{2}/\d{2}/\d{4}"
 _MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
 _ISO = r"(?:0001|1[5-9]\d\d|2[01]\d\d|9999)-\d{2}(-\d{2})?([T ]\d{2}:?\d{2}.*)?|\d{8}T\d{4,6}.*"
@@ -20,6 +21,7 @@ _CLOCK = re.compile(
 )
 _HOUR = re.compile(r"(?<!\d)\d{1,2}(\s?)([ap]\.?m(?:\.|\b))", re.IGNORECASE)
 _COLONS = re.compile(r"\d{4}:\d{2}:\d{2}(?!\d)")  # the date of a photograph
+_INNER_OFFSET = re.compile(r"(?<=\d) [+-]\d{4}(?= \d{4}$)")
 _OFFSET = re.compile(r"(?<![A-Z])\s?[+-]\d{2}:?\d{2}$")
 _ZONE = re.compile(r" ([A-Za-z]+/[A-Za-z_/]+|[A-Z]{1,5}|(?:GMT|UTC)[+-]\d{1,2}(?::?\d{2})?)$")
 
@@ -70,12 +72,10 @@ def _year_first(texts: pd.Index, fitting: list[str]) -> str | None:
     return name if parts[0].nunique() < parts[1].nunique() and _fits(texts, name) else None
 
 
-def of_integers(
-    values: np.ndarray, name: str, n_rows: int = 0, ascend: Callable[[], bool] = lambda: False
-) -> str | None:
+def of_integers(values: np.ndarray, name: str, n_rows: int = 0) -> str | None:
     """Return the format of whole numbers that are dates: 20180102 with or without a time, or counts since 1970.
 
-    `values` are the distinct ones of `n_rows`; `ascend` says whether they ascend in the order of the rows.
+    `values` are the distinct ones of `n_rows`.
     """
     smallest, largest = values.min(), values.max()
     is_month = re.search(r"(?i)(month|period|date|(^|_)y+_?m+)($|[\W_])", name)
@@ -87,18 +87,18 @@ def of_integers(
             if _fits(texts, compact):
                 return compact
     named = re.search(
-        r"(^|[\W_]|[a-z](?=[A-Z]))(?i:(date)?time|date|epoch|unix|timestamp|ts|at|when)([\W_\d]|ms$|$)|_(ms|us|ns|millis|micros|nanos)$",
+        r"(^|[\W_]|[a-z](?=[A-Z]))(?i:(date)?time|date|epoch|unix|timestamp|ts|at|when|created|updated|modified)([\W_\d]|ms$|$)",
         name,
     )
-    # Without a telling name, only moments of a few decades, of which hardly any repeats, are taken for dates; seconds if they ascend.
-    years = (1980, 2100) if named else (2000, 2040)
     distinct = len(values) > 0.9 * n_rows
     for epoch, unit in EPOCHS.items():
-        if unit in ("us", "ns") and not named:
-            continue  # more likely codes, which have as many digits
+        telling = named or re.search(rf"_({unit}|{_UNITS[unit]})$", name)
+        # Without a telling name, only milliseconds of a few decades, of which hardly any repeats, are taken for dates:
+        # other numbers and codes have as many digits.
         scale = {"s": 1, "ms": 1e3, "us": 1e6, "ns": 1e9}[unit]
+        years = (1980, 2100) if telling else (2000, 2040)
         low, high = (pd.Timestamp(year=year, month=1, day=1).timestamp() * scale for year in years)
-        if low <= smallest and largest < high and (named or (distinct and (unit == "ms" or ascend()))):
+        if low <= smallest and largest < high and (telling or (unit == "ms" and distinct)):
             return epoch
     return None
 
@@ -113,6 +113,10 @@ def _fits(texts: pd.Index, name: str) -> bool:
 def _candidates(example: str) -> Iterator[list[str]]:
     """Yield groups of formats with the shape of an example; a later group matters only if no earlier one fits."""
     text, before = re.sub(r"(?i)\bsept\b", "Sep", example), ""
+    if found := _INNER_OFFSET.search(text):  # as git and Java write it
+        for formats in _candidates(text[: found.start()] + text[found.end() :]):
+            yield [name.replace(" %Y", " %z %Y") for name in formats]
+        return
     if re.search("[A-Za-z]{3}", text):
         text = re.sub(r"(?i)(?<=\d)(?:st|[nr]d|th)\b", "", text)
     if found := _WEEKDAY.match(text):

@@ -21,6 +21,7 @@ from pipeline.stages.prepare.texts import (
     LARGEST_EXACT,
     LONG_CODES,
     MIN_DIGITS,
+    SOME,
     Found,
     Texts,
     are_truth_values,
@@ -71,7 +72,9 @@ def infer(table: pd.DataFrame, data: Data) -> dict[str, Found]:
         if not nested and reading.is_text(values)
     }
     written = {name: column.written for name, column in texts.items() if column.written is not None}
-    choices = number_formats.choose(written, data.csv)
+    choices = number_formats.choose(
+        written, data.csv, {name for name in written if _may_prove(name, texts[name], data)}
+    )
     _, _, by = data.split.by.partition(":")
     found: dict[str, Found] = {}
     for name, (values, nested) in plain.items():
@@ -89,6 +92,12 @@ def infer(table: pd.DataFrame, data: Data) -> dict[str, Found]:
             named = named and replace(found[name], kind="drop", reason=named.reason, note="")
         found[name] = named or found[name]
     return found
+
+
+def _may_prove(name: str, texts: Texts, data: Data) -> bool:
+    """True if the numbers of a column are numbers to the user too, and so show how numbers are written."""
+    is_number = name not in data.drop and data.kinds.get(name, "numeric") == "numeric" and name not in data.formats
+    return is_number and why_codes(name, texts.present, texts.n_rows[~texts.is_word]) is None
 
 
 def notes(table: pd.DataFrame, found: Mapping[str, Found], target: Target) -> list[str]:
@@ -177,7 +186,7 @@ def _of_text(name: str, values: pd.Series, texts: Texts, choice: Choice | None, 
         flags = texts.written.words + texts.written.bounds
         rule = Reading(type="number", numbers=choice.numbers, missing=missing, flags=flags)
         values_found = _numbers_of_text(values, texts, rule)
-        reason = why_codes(name, texts.present)
+        reason = why_codes(name, texts.present, texts.n_rows[~texts.is_word])
         if reason and not (reason == LONG_CODES and date_formats.of_integers(values_found.distinct, name)):
             if texts.are_ids and not CODE.search(name):
                 return Found("drop", f"{reason}, with a value of its own in almost every row: an id")
@@ -225,7 +234,7 @@ def _of_type(name: str, values: pd.Series, data: Data) -> Found:
     if dtypes.is_bool_dtype(values.dtype):
         return Found("categorical", "true or false", Reading(type="boolean"))
     if not reading.is_number(values):
-        return Found("categorical", f"{values.dtype} values")
+        return Found("categorical", f"{values.dtype} values", Reading(missing=data.named_missing(name)))
     rule = Reading(type="number", missing=data.missing_words(name))
     present = reading.read(values, rule).values.dropna().to_numpy(np.float64)
     found = Values(
@@ -236,14 +245,14 @@ def _of_type(name: str, values: pd.Series, data: Data) -> Found:
         as_integers=dtypes.is_integer_dtype(values.dtype),
     )
     if found.are_whole:
-        long = np.mean(np.abs(present) >= LARGEST_EXACT) > 0.5
+        long = np.mean(np.abs(present) >= LARGEST_EXACT) > SOME
         long = long and not date_formats.of_integers(found.distinct, name)
         if long or (CODE.search(name) and np.mean(present >= 10 ** (MIN_DIGITS - 1)) > 0.5):
             reason = LONG_CODES if long else "codes by their name"
             n_values = values.nunique()
             if n_values > 50 and n_values > ID_SHARE * found.n and not CODE.search(name):
                 return Found("drop", f"{reason}, with a value of its own in almost every row: an id")
-            return Found("categorical", reason)
+            return Found("categorical", reason, Reading(missing=data.named_missing(name)))
     return _of_numbers(name, found, rule)
 
 
@@ -304,7 +313,7 @@ def _of_numbers(name: str, found: Values, rule: Reading) -> Found:
     if not found.are_whole:
         return Found("numeric", "numbers", rule)
     plain = rule.numbers == Numbers(decimal=rule.numbers.decimal)
-    if plain and (moment := date_formats.of_integers(found.distinct, name, found.n, lambda: found.ascend)):
+    if plain and (moment := date_formats.of_integers(found.distinct, name, found.n)):
         what = f"{moment} since 1970" if moment in EPOCHS else f"dates as {moment}"
         return Found("datetime", what, Reading(type="moment", format=moment, missing=rule.missing))
     n_values = len(found.distinct)

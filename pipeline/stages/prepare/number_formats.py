@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +51,7 @@ def find(texts: pd.Index, *, with_words: bool = True) -> Written | None:
     if _all_match(texts, MONTHS) or (_all_match(texts, CLOCKS) and texts.str.match(r"0\d").any()):
         return None
     if numbers.plain_numbers(texts) is not None or _all_match(texts, numbers.PLAIN):
-        pointed = any(cells.str.contains(".", regex=False).any() for cells in (texts[:SAMPLE], texts))
+        pointed = any(_has(numbers.normalized(cells), ".") for cells in (texts[:SAMPLE], texts))
         grouped = pointed and _all_match(texts, f"^[+-]?{Numbers(decimal=',', thousands='.').body()}$")
         both = (Numbers(), Numbers(decimal=",", thousands="."))
         example = _example(numbers.normalized(texts)) if grouped else ""
@@ -61,9 +61,8 @@ def find(texts: pd.Index, *, with_words: bool = True) -> Written | None:
     valid = found.is_valid().to_numpy(zero_copy_only=False)
     words = texts[~valid & ~numbers.matches(pc.utf8_lower(cells), numbers.INFINITE)].unique()
     few = with_words and len(words) <= MAX_WORDS and valid.sum() >= MIN_NUMBERS
-    few = few and bool(
-        (words.str.len() > 1).all()
-    )  # letters beside numbers are names, such as chromosomes 1 to 22, X, Y
+    # Letters beside numbers are names, such as chromosomes 1 to 22, X, Y.
+    few = few and not words.str.fullmatch("[A-Za-z]").any()
     if len(words) and (not few or words.str.contains(r"\d").any()):
         return None
     found = found.drop_null()
@@ -151,10 +150,12 @@ class Choice:
     other: Numbers | None = None
 
 
-def choose(columns: Mapping[str, Written], csv: Csv) -> dict[str, Choice]:
-    """Choose a format for each column: the one that data.csv asks for, else the one that other columns prove."""
+def choose(columns: Mapping[str, Written], csv: Csv, may_prove: Collection[str]) -> dict[str, Choice]:
+    """Choose a format for each column: the one that data.csv asks for, else the one that columns of `may_prove` prove."""
     proven = {
-        written.formats[0].decimal for written in columns.values() if written.shows_mark and len(written.formats) == 1
+        written.formats[0].decimal: name
+        for name, written in columns.items()
+        if written.shows_mark and len(written.formats) == 1 and name in may_prove
     }
     proof = csv.decimal if csv.decimal != "auto" else next(iter(proven)) if len(proven) == 1 else None
     thousands = {"auto": None, "none": ""}.get(csv.thousands, csv.thousands)
@@ -167,7 +168,7 @@ def choose(columns: Mapping[str, Written], csv: Csv) -> dict[str, Choice]:
             by = (
                 "data.csv"
                 if csv.decimal != "auto" or thousands is not None
-                else f"other columns, which prove the decimal {proof!r}"
+                else f"other columns, such as {proven.get(proof or '.')!r}, which prove the decimal {proof!r}"
             )
             reason = f"{written.example!r} read by {by}"
         numbers_ = asked[0]

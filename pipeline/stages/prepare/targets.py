@@ -43,7 +43,7 @@ def infer_target(
         if dtypes.is_bool_dtype(values.dtype):
             return Found("categorical", "true or false", Reading(type="boolean"))
         exact = reading.is_number(values) and not (values[values % 1 == 0].abs() >= LARGEST_EXACT).any()
-        return Found("categorical", "classes", Reading(type="number" if exact else "text"))
+        return Found("categorical", "classes", Reading(type="number" if exact else "text", missing=named))
     texts = Texts(values, named)
     words, notes = texts.words, [] if named else [doubtful(name, texts)]
     if texts.n_padded:
@@ -57,7 +57,7 @@ def infer_target(
     elif (
         len(texts.present)
         and numbers.matches(pa.array(texts.present), numbers.PLAIN).all()
-        and not why_codes("", texts.present)
+        and not why_codes("", texts.present, texts.n_rows[~texts.is_word])
     ):
         rule = Reading(type="number", missing=named)
     else:
@@ -68,7 +68,7 @@ def infer_target(
 def _measured(values: pd.Series, texts: Texts | None, choice: Choice | None, data: Data) -> Found:
     name = data.target
     if texts is None and reading.is_number(values):
-        return Found("numeric", "numbers", Reading(type="number"))
+        return Found("numeric", "numbers", Reading(type="number", missing=data.named_missing(name)))
     if texts is not None and not len(texts.present):
         return Found("numeric", "numbers", Reading(type="number", missing=data.missing_words(name)), texts.words)
     if texts is not None and choice is not None and texts.written is not None:

@@ -12,20 +12,21 @@ from pipeline.core.errors import UserError
 from pipeline.core.settings import MISSING
 from pipeline.stages.prepare import date_formats, number_formats
 from pipeline.stages.prepare.number_formats import SAMPLE, Choice, Written
-from pipeline.tables import moments, numbers, reading
+from pipeline.tables import numbers, reading
 from pipeline.tables.reading import FAMILIES, PAIRS, TRUTH, Reading
 from pipeline.tables.schema import Kind
 
 MOST_TRUTH_VALUES = 50  # spellings of true and false in one column
 MAX_VERSIONS = 50  # numbers with digits after the point that vary, such as 1.9 and 1.10, are categories up to this many
 LARGEST_EXACT = 1e15  # integers of 16 digits and more lose digits as float64
+SOME = 0.1  # share of rows whose long numbers make codes of the column
 LONG_CODES = "codes of 16 digits and more"
 ID_SHARE = 0.9  # of different texts among the rows of a column of ids
 MIN_DIGITS = 4  # of most codes that are known by their name
 
 _CODE_NAME = (
-    r"zip|zip_?codes?|postal_?codes?|post_?codes?|plz|cep|phones?|tel|telephones?|mobile|fax|ssn|iban|isbn|ean|upc|imei"
-    r"|siret|siren|insee|fips"
+    r"zip\d?|zip_?codes?|postal_?codes?|post_?codes?|codes?_postal|code postal|plz|postleitzahl|npa|cep|cap|eircode|pin_?code"
+    r"|phones?|tel|telephones?|telefon\w*|mobile?|handy|fax|ssn|npi|iban|isbn|ean|upc|imei|siret|siren|insee|fips"
 )
 CODE = re.compile(
     rf"(?i:(^|[\W_])({_CODE_NAME})([\W_]|$))|[a-z](Zip|ZipCode|PostalCode|PostCode|Phone|PhoneNumber|Fax)$"
@@ -146,8 +147,7 @@ def two_readings(name: str, choice: Choice, texts: Texts | None) -> str:
 def moment_format(name: str, texts: Texts) -> str | None:
     """Return the one format of dates that fits a column; raises `UserError` if several do."""
     fitting = date_formats.find(texts.present)
-    parsed = [moments.parse(texts.present, each) for each in fitting] if len(fitting) > 1 else []
-    if any(not each.equals(parsed[0]) for each in parsed):
+    if len(fitting) > 1:
         example = texts.present[0]
         options = " or ".join(f'"{each}"' for each in fitting)
         raise UserError(
@@ -164,21 +164,21 @@ def are_truth_values(texts: pd.Index) -> bool:
     return few and alike and not words <= {"1", "0"} and any(words >= set(pair) for pair in PAIRS)
 
 
-def why_codes(name: str, texts: pd.Index) -> str | None:
-    """Say why numbers are codes, whose text matters; None for numbers."""
+def why_codes(name: str, texts: pd.Index, n_rows: np.ndarray) -> str | None:
+    """Say why numbers are codes, whose text matters; None for numbers. `n_rows` have each of the texts."""
     padded = texts[texts.str.startswith("0")]
     padded = padded[padded.str.fullmatch(r"0\d+[^\d.,]*")]
     if len(padded):
         return f"codes, such as {padded[0]!r} with its leading zero"
     first = texts[:SAMPLE]
-    if first.str.fullmatch(r"[+-]?\d{16,}").any() and texts.str.fullmatch(r"[+-]?\d{16,}").mean() > 0.5:
+    if first.str.fullmatch(r"[+-]?\d{16,}").any() and _share(texts.str.fullmatch(r"[+-]?\d{16,}"), n_rows) > SOME:
         return LONG_CODES
     if first.str.fullmatch(r"\+\d{7,}").all() and texts.str.fullmatch(r"\+\d{7,}").all():
         return "phone numbers"
     if (
         CODE.search(name)
         and not texts.str.contains(r"[.,]").any()
-        and (texts.str.count(r"\d") >= MIN_DIGITS).mean() > 0.5
+        and _share(texts.str.count(r"\d") >= MIN_DIGITS, n_rows) > 0.5
     ):
         return "codes by their name"
     if len(texts) <= MAX_VERSIONS and texts.str.fullmatch(r"\d+\.\d+").all():
@@ -191,6 +191,10 @@ def why_codes(name: str, texts: pd.Index) -> str | None:
         if trailing.any() and digits.str.len().nunique() > 1 and (repeated or counted):
             return f"versions, such as {texts[trailing][0]!r} with its last zero"
     return None
+
+
+def _share(chosen: np.ndarray, n_rows: np.ndarray) -> float:
+    return float(n_rows[np.asarray(chosen, bool)].sum() / n_rows.sum())
 
 
 def sampled(values: pd.Series) -> str:
