@@ -79,7 +79,6 @@ def _enter(folder: Path, database: Path, changes: Mapping[str, Any], patch: pyte
 
 def _without_places(patch: pytest.MonkeyPatch) -> None:
     """Forget what would lead elsewhere than to the project."""
-    _forget_database()
     for variable in ("DVC_ROOT", "MLFLOW_TRACKING_URI"):
         patch.delenv(variable, raising=False)
 
@@ -92,11 +91,11 @@ def _wait_for_tracking(seconds: float = 60.0) -> None:
             thread.join(max(0.0, until - time.monotonic()))
             if thread.is_alive():
                 pytest.fail(f"a tracking thread is still alive {seconds:g} s after its test")
-    _forget_database()
 
 
+@pytest.fixture(autouse=True)
 def _forget_database() -> None:
-    """Reset the address that `store.connect` tells MLflow for the whole process."""
+    """Reset the address that `store.connect` told MLflow for the whole process, before the test sets its own."""
     if "mlflow" in sys.modules:
         sys.modules["mlflow"].set_tracking_uri(None)
         sys.modules["mlflow"].set_registry_uri(None)
