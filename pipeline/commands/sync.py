@@ -5,7 +5,7 @@ import csv
 import json
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import reduce
@@ -18,6 +18,7 @@ from filelock import Timeout
 from pipeline.commands import objects
 from pipeline.core import config
 from pipeline.core.errors import UserError, printable
+from pipeline.core.scores import lower_is_better
 from pipeline.core.secrets import without_secret
 from pipeline.core.settings import Config, Tracking
 from pipeline.tracking import identity, runs, store
@@ -111,7 +112,8 @@ def _sync(root: Path, all_commits: bool) -> None:
             try:
                 with journals.restored(root, stage, entry.key) as journal:
                     run = runs.Run(journal)
-                    run.start(stage, entry.key, tracking, {**version.tags, "restored": "true"})
+                    time = _committed(version.tags.get("git.commit", "HEAD"))
+                    run.start(stage, entry.key, tracking, {**version.tags, "restored": "true"}, time=time)
                     _restore(run, stage, entry, version, is_current=entry.key in current)
                     run.end("FINISHED")
                     if run.journal is None:
@@ -171,10 +173,10 @@ def _git(*arguments: str) -> bytes:
     return done.stdout
 
 
-def _committed() -> int:
-    """When the results in the working tree were committed, in ms; 0 if unknown."""
+def _committed(commit: str = "HEAD") -> int:
+    """When the results in a commit, or in the working tree, were committed, in ms; 0 if unknown."""
     with suppress(UserError, ValueError):
-        return 1000 * int(_git("log", "-1", "--format=%ct", "--", "dvc.lock"))
+        return 1000 * int(_git("log", "-1", "--format=%ct", commit, "--", "dvc.lock"))
     return 0
 
 
@@ -223,19 +225,37 @@ def _restore(run: runs.Run, stage: str, entry: Entry, version: Version, is_curre
             run.log_files({name: file for name, file in outs.items() if name not in bundle})
             run.log_model(outs)
         case "register":
-            champion = outs["model.json"].read_bytes()
-            models = {name: dep(f"models/{name}", "model.json") for name in ("train", "search", "finetune")}
-            chosen = next((name for name, file in models.items() if file.read_bytes() == champion), None)
-            if chosen is None:
-                raise ValueError("the champion is none of the models")
-            run.log_params(_json(outs["model.json"])["params"])
-            run.log_metrics(_json(dep(f"reports/{chosen}", "metrics.json")))
-            run.set_tags({"model": chosen})
-            # Only the working tree's model can become the champion, and only if no later one is.
-            time = _committed()
-            run.register(entry.flat["register.name"], outs, {"model": chosen}, champion=is_current, time=time)
+            _restore_register(run, outs, dep, entry, is_current)
         case _:
             raise KeyError(f"no such stage: {stage}")
+
+
+def _restore_register(
+    run: runs.Run, outs: Outputs, dep: Callable[[str, str], Path], entry: Entry, is_current: bool
+) -> None:
+    champion = outs["model.json"].read_bytes()
+    models = {name: dep(f"models/{name}", "model.json") for name in ("train", "search", "finetune")}
+    chosen = next((name for name, file in models.items() if file.read_bytes() == champion), None)
+    if chosen is None:
+        raise ValueError("the champion is none of the models")
+    run.log_params(_json(outs["model.json"])["params"])
+    run.log_metrics(_json(dep(f"reports/{chosen}", "metrics.json")))
+    is_weak = _is_weak(_json(dep(f"reports/{chosen}", "metrics.json")), entry.flat)
+    run.set_tags({"model": chosen, "registered": not is_weak})
+    if is_weak:
+        return
+    # Only the working tree's model can become the champion, and only if no later one is.
+    time = _committed()
+    run.register(entry.flat["register.name"], outs, {"model": chosen}, champion=is_current, time=time)
+
+
+def _is_weak(scores: Mapping[str, float], params: Mapping[str, Any]) -> bool:
+    """True if a model was not registered, because of register.minimum."""
+    metric, minimum = params["register.metric"], params["register.minimum"]
+    if metric not in scores:  # it is one of another task, and the minimum does not hold
+        return False
+    sign = 1 if lower_is_better(metric) else -1
+    return bool(sign * scores[metric] > sign * minimum)
 
 
 def _files(path: str, md5: str) -> Outputs:

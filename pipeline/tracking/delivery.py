@@ -10,7 +10,7 @@ from typing import Any
 import mlflow
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric, Param, RunTag
+from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.types import ColSpec, Schema
 from mlflow.types.schema import AnyType
@@ -41,6 +41,7 @@ class Delivery:
         self.ended: Status | None = None  # set once the end is sent
         first = journal.first
         assert first is not None
+        self._began = int(first["time"])  # of a restored run: when it was committed; its other events have no time
         self._experiment = experiment_id(client, first["experiment"])
         progress.made()
         self._run, self._trials = "", dict[int, str]()
@@ -97,9 +98,17 @@ class Delivery:
             self._client.update_run(self._run, "RUNNING")
             self._log(self._run, tags=tags)
             return
+        if self._journal.is_restored:
+            self._delete_orphans(event["tags"]["stage.key"])
         self._run = self._create(event["time"], tags, event["name"])
         if self._journal.is_restored:
             self._find()
+
+    def _delete_orphans(self, key: str) -> None:
+        """Delete the trials of a deleted run that is restored with its trials."""
+        for run in self._runs(f"tags.`stage.key` = '{key}'", ViewType.DELETED_ONLY):
+            for trial in self._runs(f"tags.mlflow.parentRunId = '{run.info.run_id}'"):
+                self._client.delete_run(trial.info.run_id)
 
     def _end(self, event: Event) -> None:
         """End the run, after deleting duplicates made by a server that answered late or by another clone's sync."""
@@ -109,17 +118,17 @@ class Delivery:
             self._at = 0  # the run that remains may lack events
             self.send()
             return
-        self._client.set_terminated(self._run, event["status"], event["time"])
+        self._client.set_terminated(self._run, event["status"], event["time"] or self._began)
         self.ended = event["status"]
 
     def _trial(self, event: Event) -> None:
         number = event["number"]
         tags = {"stage": "search", "trial": str(number), "trial.state": event["state"], "mlflow.parentRunId": self._run}
         if number not in self._trials:
-            self._trials[number] = self._create(event["time"], tags, f"trial {number}")
+            self._trials[number] = self._create(event["time"] or self._began, tags, f"trial {number}")
         self._log(self._trials[number], _metrics(event), event["params"])
         status = "FAILED" if event["state"] == "failed" else "FINISHED"
-        self._client.set_terminated(self._trials[number], status, event["time"])
+        self._client.set_terminated(self._trials[number], status, event["time"] or self._began)
 
     def _create(self, start: int, tags: Mapping[str, str], name: str) -> str:
         return str(self._client.create_run(self._experiment, start, dict(tags), name).info.run_id)
@@ -223,11 +232,11 @@ class Delivery:
             self._client.delete_run(trial.info.run_id)
         self._client.delete_run(run)
 
-    def _runs(self, query: str) -> list[mlflow.entities.Run]:
+    def _runs(self, query: str, view: int = ViewType.ACTIVE_ONLY) -> list[mlflow.entities.Run]:
         found: list[mlflow.entities.Run] = []
         order, token = ["attributes.start_time ASC"], None
         while True:
-            page = self._client.search_runs([self._experiment], query, order_by=order, page_token=token)
+            page = self._client.search_runs([self._experiment], query, view, order_by=order, page_token=token)
             found += page
             if not (token := page.token):
                 return found

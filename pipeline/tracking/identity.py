@@ -67,6 +67,7 @@ def origin() -> dict[str, str]:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else ""
 
-    dirty = str(bool(git("status", "--porcelain", "-uno"))).lower()
+    # DVC rewrites dvc.lock between stages: only the user's edits count, and only in this project.
+    dirty = str(bool(git("status", "--porcelain", "-uno", "--", ".", ":(exclude)dvc.lock"))).lower()
     tags = {"git.commit": git("rev-parse", "HEAD"), "git.dirty": dirty, "dvc.exp": os.environ.get("DVC_EXP_NAME", "")}
     return {name: value for name, value in tags.items() if value}

@@ -28,9 +28,10 @@ class Run:
     def __init__(self, journal: Journal | None) -> None:
         self.journal = journal
 
-    def start(self, stage: str, key: str, tracking: Tracking, tags: Mapping[str, Any]) -> None:
+    def start(self, stage: str, key: str, tracking: Tracking, tags: Mapping[str, Any], **time: int) -> None:
+        """Begin the run; `time` in ms, if not now."""
         known = {"stage": stage.partition("@")[0], "stage.key": key, **tags}
-        self._append("run", name=stage, experiment=tracking.experiment, tags=_texts(known))
+        self._append("run", name=stage, experiment=tracking.experiment, tags=_texts(known), **time)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         self._append("params", params=_param_texts(params))

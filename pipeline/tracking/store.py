@@ -4,10 +4,11 @@ import itertools
 import logging
 import os
 import re
+import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
@@ -22,6 +23,11 @@ from pipeline.tracking.identity import project_root
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+# Columns of MLflow's tables that hold addresses of artifacts.
+_ADDRESSES = (
+    ("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"),
+    ("model_versions", "source"), ("model_versions", "storage_location"),
+)  # fmt: skip
 DATABASE_SECONDS = 20.0  # the longest wait for another process that creates the database
 Working = Callable[[], AbstractContextManager[None]]
 # Fail within seconds, since `Writer` retries without duplicates. Send no telemetry.
@@ -79,11 +85,31 @@ def connect(uri: str) -> "MlflowClient":
     return MlflowClient(uri)
 
 
+class DeletedError(RuntimeError):
+    """The experiment was deleted in MLflow, which keeps it until it is purged."""
+
+
 def make_own_database(tracking: Tracking, working: Working = nullcontext) -> None:
-    """Create the database if runs go to a file, and it is missing."""
+    """Create the database if runs go to a file that is missing; in the project, its artifacts are in the project too."""
     path = database_path(tracking_uri(tracking))
-    if path is not None and path.parent.is_dir():
-        make_database(path, working)
+    if path is None or not path.parent.is_dir():
+        return
+    make_database(path, working)
+    if path.is_relative_to(project_root()):
+        _claim_artifacts(path)
+
+
+def _claim_artifacts(database: Path) -> None:
+    """Replace the addresses of artifacts, which MLflow stores whole, in the database of a moved or copied project."""
+    own = (project_root() / "mlruns").as_uri()
+    with closing(sqlite3.connect(database)) as connection, connection:
+        query = "SELECT artifact_location FROM experiments WHERE artifact_location LIKE 'file://%/mlruns'"
+        for (location,) in connection.execute(query).fetchall():
+            for table, column in _ADDRESSES if location != own else ():
+                connection.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {column} = ? OR {column} LIKE ? || '/%'",
+                    (own, len(location) + 1, location, location),
+                )
 
 
 def make_database(path: Path, working: Working = nullcontext) -> None:
@@ -116,6 +142,11 @@ def experiment_id(client: "MlflowClient", name: str) -> str:
             found = client.get_experiment_by_name(name)
             if found is None:  # else another stage created it first
                 raise
+    if found.lifecycle_stage == "deleted":
+        raise DeletedError(
+            f"the experiment {name!r} was deleted: mlflow experiments restore -x {found.experiment_id}"
+            " brings it back, or set another tracking.experiment"
+        )
     return str(found.experiment_id)
 
 
@@ -127,12 +158,16 @@ def is_tracked(tracking: Tracking, key: str) -> bool:
     try:
         client = connect(tracking_uri(tracking))
         return bool(client.search_runs([experiment_id(client, tracking.experiment)], query, max_results=1))
-    except MlflowException as error:
-        raise UserError(f"{no_answer(tracking)} ({reason(error)})") from None
+    except (MlflowException, DeletedError) as error:
+        raise UserError(no_answer(tracking, error)) from None
 
 
-def no_answer(tracking: Tracking) -> str:
-    return f"tracking: {without_secret(tracking_uri(tracking))} does not answer"
+def no_answer(tracking: Tracking, error: Exception | str) -> str:
+    """Say why nothing can be sent."""
+    if isinstance(error, DeletedError):
+        return f"tracking: {error}"
+    why = error if isinstance(error, str) else reason(error)
+    return f"tracking: {without_secret(tracking_uri(tracking))} does not answer ({why})"
 
 
 def reason(error: Exception) -> str:

@@ -61,10 +61,10 @@ class Writer:
         self._given_up.set()
         if self._done.is_set() and self._failure is None:
             return None
-        why = store.reason(self._failure) if self._failure is not None else f"waited {waited:.0f} s"
+        why = self._failure or f"waited {waited:.0f} s"
         n_events = journals.n_waiting(self._root)
         left = f"{n_events} events wait in {JOURNALS}: the next stage or python -m pipeline sync sends them"
-        return f"{store.no_answer(self._tracking)} ({why}); {left}"
+        return f"{store.no_answer(self._tracking, why)}; {left}"
 
     def _run(self) -> None:
         pause, journal = SECONDS_BETWEEN_WRITES, self._journal

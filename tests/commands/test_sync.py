@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import mlflow
+import pandas as pd
 import pytest
 from filelock import FileLock
 from mlflow import MlflowClient
@@ -68,6 +70,8 @@ def test_a_lost_database_is_restored_from_dvc(
     assert "runs restored: 10\n" in capsys.readouterr().out
     after = runs()
     assert set(after) == set(before)
+    shown = subprocess.run(["git", "log", "-1", "--format=%ct"], check=True, capture_output=True, text=True)
+    committed = 1000 * int(shown.stdout)
     client = MlflowClient(store.tracking_uri(config.load().tracking))
     for name, was in before.items():
         found = after[name]
@@ -80,6 +84,7 @@ def test_a_lost_database_is_restored_from_dvc(
         assert found.data.tags["restored"] == "true"
         assert found.data.tags["stage.key"] == was.data.tags["stage.key"]
         assert len(found.data.tags["git.commit"]) == 40
+        assert found.info.start_time == found.info.end_time == committed
         assert found.data.params == was.data.params, name
         told = {metric: value for metric, value in was.data.metrics.items() if not metric.startswith(UNTOLD)}
         assert {metric: found.data.metrics[metric] for metric in told} == pytest.approx(told, rel=1e-5), name
@@ -226,6 +231,57 @@ def test_a_commit_whose_parameters_have_an_empty_section_is_skipped(
     said = capsys.readouterr().out
     assert ": written by another version (" in said
     assert "1 of 2 stages have a run" in said
+
+
+def test_a_run_that_was_deleted_alone_is_restored_with_each_trial_once(finished: Path) -> None:
+    before = runs()
+    client = MlflowClient(store.tracking_uri(config.load().tracking))
+    client.delete_run(before["search"].info.run_id)
+    sync()
+    after = runs()  # each name once
+    assert set(after) == set(before)
+    trials = [run for name, run in after.items() if name.startswith("trial")]
+    assert {run.data.tags["mlflow.parentRunId"] for run in trials} == {after["search"].info.run_id}
+
+
+def test_runs_of_a_deleted_experiment_wait_until_it_is_restored(
+    finished: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = runs()
+    client = MlflowClient(store.tracking_uri(config.load().tracking))
+    experiment = next(iter(before.values())).info.experiment_id
+    client.delete_experiment(experiment)
+    run_chain("baseline", "search")
+    remedy = (
+        f"was deleted: mlflow experiments restore -x {experiment} brings it back, or set another tracking.experiment"
+    )
+    assert remedy in capfd.readouterr().out
+    with pytest.raises(UserError, match="mlflow experiments restore"):
+        sync()
+    assert not (finished / journals.REFUSED).exists()
+    client.restore_experiment(experiment)
+    sync()
+    names = [run.info.run_name for run in all_runs()]
+    repeated = {"baseline", "search", *(name for name in before if name.startswith("trial"))}
+    assert sorted(names) == sorted([*before, *repeated])
+
+
+def test_artifacts_of_a_moved_project_are_found_and_written_where_it_is(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = finished.with_name("moved, with spaces and ö")
+    finished.rename(folder)
+    monkeypatch.chdir(folder)
+    run_chain("register")
+    client = MlflowClient(store.tracking_uri(config.load().tracking))
+    for run in all_runs():
+        assert run.info.artifact_uri.startswith(folder.as_uri())
+    version = client.get_model_version_by_alias("nycflights-arrival", "champion")
+    model = mlflow.pyfunc.load_model(f"models:/{version.name}/{version.version}")
+    assert len(model.predict(pd.read_parquet("data/raw/table.parquet").head(3))) == 3
+    trained = next(run for run in all_runs() if run.info.run_name == "train")
+    artifacts = [Path(file.path).name for file in client.list_artifacts(trained.info.run_id)]
+    assert "parameters.csv" in artifacts
 
 
 def test_a_refused_run_is_quarantined_and_sync_ends_with_an_error(

@@ -248,12 +248,29 @@ def bad(changes: dict[str, Any], *stages: str) -> str:
         ("train", {"model.init": "zeros", "train.overfit": {"rows": 32, "steps": 50}}, "overfit check"),
         ("train", {"train.lr": 1e9, "train.overfit": None}, "became NaN or infinite in epoch"),
         ("prepare train finetune", {"finetune.freeze": ["9.*"], "data.transfer": {"column": "sepal width (cm)", "values": [3.0, 2.8, 3.2]}}, "no parameter matches '9.*'"),
-        ("register", {"register.minimum": 1.1}, "below register.minimum 1.1"),
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("finished")
 def test_bad_input_ends_in_one_line_that_names_place_and_rule(stages: str, changes: dict[str, Any], says: str) -> None:
     assert says in bad(changes, *stages.split())
+
+
+@pytest.mark.usefixtures("finished")
+def test_a_weak_model_is_recorded_but_not_registered(capfd: pytest.CaptureFixture[str]) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(store.tracking_uri(config.load().tracking))
+    before = {(one.name, one.version) for one in client.search_model_versions()}
+    write_params(Path(), IRIS | {"register.minimum": 1.1})
+    run("register")
+    assert "below register.minimum 1.1: the model is recorded, but not registered" in capfd.readouterr().out
+    assert Path("models/champion/model.json").exists()
+    assert {(one.name, one.version) for one in client.search_model_versions()} == before
+    experiment = client.get_experiment_by_name(config.load().tracking.experiment)
+    assert experiment is not None
+    newest = client.search_runs([experiment.experiment_id], "tags.stage = 'register'")[0]
+    assert newest.data.tags["registered"] == "False"
+    assert newest.data.metrics["val/accuracy"] > 0
 
 
 @pytest.mark.usefixtures("finished")

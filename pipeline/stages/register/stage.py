@@ -25,6 +25,9 @@ def main() -> None:
         files.write_text(CHAMPION / "README.md", card)
         run.log_params(bundle.params)
         run.log_metrics(scores[choice.name])
-        run.set_tags({"model": choice.name})
+        run.set_tags({"model": choice.name, "registered": not choice.weak})
+        if choice.weak:
+            print(choice.weak)
+            return
         run.register(settings.register_.name, CHAMPION, {"model": choice.name})
         print(f"{CHAMPION} is models:/{settings.register_.name}@champion")
