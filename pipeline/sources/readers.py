@@ -61,6 +61,12 @@ def read_file(source: str, options: Csv) -> pd.DataFrame:
 def _local(source: str) -> Path:
     path = next((path for path in (Path(source), SOURCE_FOLDER / source) if path.exists()), None)
     if path is None:
+        project = os.environ.get("DVC_ROOT")
+        if project and (Path(project) / source).exists():  # a temporary copy has only what git and DVC track
+            raise UserError(
+                f"data.source {source!r} is tracked neither by git nor by DVC, so an experiment does not have it:"
+                f" dvc add {source}, and git add {source}.dvc"
+            )
         near = difflib.get_close_matches(Path(source).name, [file.name for file in SOURCE_FOLDER.glob("*")], n=1)
         hint = f"; did you mean {SOURCE_FOLDER / near[0]}?" if near else f"; put the file under {SOURCE_FOLDER}/"
         raise UserError(f"data.source {source!r} does not exist{hint}")

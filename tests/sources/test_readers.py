@@ -246,6 +246,16 @@ def test_table_at_an_address_is_read(server, tmp_path):
     assert "does not exist" in refusal((tmp_path / "u.csv").as_uri())
 
 
+def test_a_file_that_is_only_in_the_project_of_an_experiment_is_named_with_what_to_type(tmp_path, monkeypatch):
+    (tmp_path / "project/data/source").mkdir(parents=True)
+    (tmp_path / "project/data/source/t.csv").write_text("a,y\n1,2\n")
+    (tmp_path / "copy").mkdir()
+    monkeypatch.chdir(tmp_path / "copy")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "project"))
+    assert "dvc add data/source/t.csv, and git add data/source/t.csv.dvc" in refusal("data/source/t.csv")
+    assert "put the file under data/source/" in refusal("data/source/u.csv")
+
+
 @pytest.mark.parametrize(
     "path",
     [
