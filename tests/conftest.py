@@ -98,7 +98,6 @@ def _forget_database() -> None:
     """Reset the address that `store.connect` told MLflow for the whole process, before the test sets its own."""
     if "mlflow" in sys.modules:
         sys.modules["mlflow"].set_tracking_uri(None)
-        sys.modules["mlflow"].set_registry_uri(None)
 
 
 @pytest.fixture

@@ -76,7 +76,6 @@ def connect(uri: str) -> "MlflowClient":
     # MLflow looks up the source of a model version with a client of its own, for the address that is set globally.
     variable = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
     os.environ.pop("MLFLOW_TRACKING_URI", None)  # which MLflow sets too
     if variable is not None:
         os.environ["MLFLOW_TRACKING_URI"] = variable
