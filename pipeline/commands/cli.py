@@ -6,6 +6,7 @@ from pathlib import Path
 from pipeline.commands.adopt import adopt
 from pipeline.commands.doctor.checks import doctor
 from pipeline.commands.predict import predict
+from pipeline.commands.promote import promote
 from pipeline.commands.show import show
 from pipeline.runtime import console
 
@@ -35,6 +36,9 @@ def main() -> None:
 
     command = commands.add_parser("ui", help="start the MLflow UI for the runs of this project")
     command.add_argument("--port", type=int, default=5000, help="on 127.0.0.1 (default: 5000)")
+
+    command = commands.add_parser("promote", help="give a version of the registered model the alias champion")
+    command.add_argument("version", type=int, help="the number of the version in the MLflow registry")
 
     command = commands.add_parser("sync", help="send unsent runs to MLflow and restore missing ones from DVC")
     command.add_argument("--all-commits", action="store_true", help="also from branches, tags and DVC experiments")
@@ -72,6 +76,8 @@ def _call(arguments: argparse.Namespace) -> None:
             doctor()
         case "ui":
             ui(arguments.port)
+        case "promote":
+            promote(arguments.version)
         case "sync":
             from pipeline.commands.sync import sync
 

@@ -175,7 +175,10 @@ class Delivery:
         return self._client.finalize_logged_model(new, LoggedModelStatus.READY)
 
     def _version(self, event: Event) -> None:
-        """Register the bundle, unless a version has its checksum, and make it the champion unless that is newer."""
+        """Register the bundle, unless a version has its checksum, as the challenger.
+
+        Where the event says so, it also becomes the champion, unless that is newer.
+        """
         name = event["name"]
         try:
             self._client.create_registered_model(name)
@@ -194,6 +197,8 @@ class Delivery:
             if int(created.version) != same()[0]:  # another process registered it at the same time
                 self._client.delete_model_version(name, created.version)
         version = str(same()[0])
+        if not self._journal.is_restored:
+            self._client.set_registered_model_alias(name, "challenger", version)
         if event["champion"] and (self._is_live or self._is_newer(name, event["time"])):
             self._client.set_model_version_tag(name, version, SINCE, str(event["time"]))
             self._client.set_registered_model_alias(name, "champion", version)

@@ -60,6 +60,11 @@ def checksum(path: Path) -> str:
     return hashlib.md5(json.dumps(listing, sort_keys=True).encode()).hexdigest() + ".dir"
 
 
+def experiment() -> str:
+    """The name of the DVC experiment that runs; empty if none does."""
+    return os.environ.get("DVC_EXP_NAME", "")
+
+
 def origin() -> dict[str, str]:
     """Tags for the commit, uncommitted changes, and the DVC experiment if there is one."""
 
@@ -69,5 +74,5 @@ def origin() -> dict[str, str]:
 
     # DVC rewrites dvc.lock between stages: only the user's edits count, and only in this project.
     dirty = str(bool(git("status", "--porcelain", "-uno", "--", ".", ":(exclude)dvc.lock"))).lower()
-    tags = {"git.commit": git("rev-parse", "HEAD"), "git.dirty": dirty, "dvc.exp": os.environ.get("DVC_EXP_NAME", "")}
+    tags = {"git.commit": git("rev-parse", "HEAD"), "git.dirty": dirty, "dvc.exp": experiment()}
     return {name: value for name, value in tags.items() if value}

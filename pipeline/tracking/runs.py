@@ -69,7 +69,7 @@ class Run:
     def register(self, name: str, bundle: Files, tags: Mapping[str, Any], champion: bool = True, **time: int) -> None:
         """Register a bundle as a version of the model `name`; a bundle registered before keeps its version.
 
-        champion: also give it the alias `champion`. time: when it became the champion, in ms, if not now.
+        It gets the alias `challenger`. champion: also give it the alias `champion`. time: when it became the champion, in ms, if not now.
         """
         self._append_bundle("version", bundle, name=name, tags=_texts(tags), champion=champion, **time)
 

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
+from pipeline.commands.promote import promote
 from pipeline.core import config
 from pipeline.core.errors import UserError
 from pipeline.core.scores import task_metrics
@@ -271,6 +272,27 @@ def test_a_weak_model_is_recorded_but_not_registered(capfd: pytest.CaptureFixtur
     newest = client.search_runs([experiment.experiment_id], "tags.stage = 'register'")[0]
     assert newest.data.tags["registered"] == "False"
     assert newest.data.metrics["val/accuracy"] > 0
+
+
+@pytest.mark.usefixtures("finished")
+def test_an_experiment_does_not_replace_the_champion_and_a_user_does(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(store.tracking_uri(config.load().tracking))
+    client.delete_registered_model_alias("nycflights-arrival", "champion")
+    with monkeypatch.context() as patch:
+        patch.setenv("DVC_EXP_NAME", "bold-try")
+        run("register")
+    assert "models/champion is models:/nycflights-arrival@challenger" in capfd.readouterr().out
+    aliases = client.get_registered_model("nycflights-arrival").aliases
+    assert {alias: int(version) for alias, version in aliases.items()} == {"challenger": 1}
+    with pytest.raises(UserError, match="nycflights-arrival has no version 7"):
+        promote(7)
+    promote(1)
+    assert capfd.readouterr().out == "models:/nycflights-arrival@champion is version 1\n"
+    assert client.get_model_version_by_alias("nycflights-arrival", "champion").version == 1
 
 
 @pytest.mark.usefixtures("finished")

@@ -1,4 +1,4 @@
-"""Copy the best bundle to models/champion/ and register it in MLflow with the alias `champion`."""
+"""Copy the best bundle to models/champion/ and register it in MLflow; it becomes the champion, unless in an experiment."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ from pipeline.core.scores import load_scores
 from pipeline.networks.bundle import copy_bundle, load_bundle
 from pipeline.stages.register.model_card import model_card
 from pipeline.stages.register.selection import choose
+from pipeline.tracking.identity import experiment
 from pipeline.tracking.runs import stage_run
 
 CHAMPION = Path("models/champion")
@@ -29,5 +30,8 @@ def main() -> None:
         if choice.weak:
             print(choice.weak)
             return
-        run.register(settings.register_.name, CHAMPION, {"model": choice.name})
-        print(f"{CHAMPION} is models:/{settings.register_.name}@champion")
+        name, is_experiment = settings.register_.name, bool(experiment())
+        run.register(name, CHAMPION, {"model": choice.name}, champion=not is_experiment)
+        print(f"{CHAMPION} is models:/{name}@{'challenger' if is_experiment else 'champion'}")
+        if is_experiment:
+            print("an experiment does not replace the champion: python -m pipeline promote VERSION does")
