@@ -569,8 +569,12 @@ def test_what_is_left_out_may_be_all(skip):
 
 
 @pytest.mark.parametrize(
-    ("words", "encoding"), [("Łódź", "cp1250"), ("Zażółć gęślą jaźń", "cp1250"), ("Müller", "cp1252")]
-)
+    ("words", "encoding"),
+    [
+        ("Łódź", "cp1250"), ("Zażółć gęślą jaźń", "cp1250"), ("Müller", "cp1252"), ("Fläche in m²", "cp1252"), ("5 €", "cp1252"),
+        ("don’t", "cp1252"), ("Москва", "cp1251"), ("Санкт-Петербург", "koi8_r"), ("Αθήνα", "cp1253"), ("東京", "shift_jis"),
+    ],
+)  # fmt: skip
 def test_encodings_are_told_apart(words, encoding, capsys):
     content = csv("x;y", [words, f"{words} x"], Y).decode().encode(encoding)
     assert words in text.read("t.csv", content, Csv())["x"].tolist()

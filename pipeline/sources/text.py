@@ -28,9 +28,9 @@ _BOMS = {
     codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
 }  # fmt: skip
-_ENCODINGS = ["cp1252", "latin_1", "iso8859_15", "cp1250", "cp1251", "koi8_r", "mac_roman", "cp437", "cp850",
-              "shift_jis", "euc_jp", "gb18030", "big5", "euc_kr", "cp1253", "cp1254", "cp1255", "cp1256"]  # fmt: skip
-_OTHER_LETTERS = {"cp1251", "koi8_r", "cp1253", "cp1255", "cp1256", "shift_jis", "euc_jp", "gb18030", "big5", "euc_kr"}
+_LATIN = ["cp1252", "latin_1", "iso8859_15", "cp1250", "cp1254", "mac_roman", "cp437", "cp850"]
+_OTHER_LETTERS = ["cp1251", "koi8_r", "cp1253", "cp1255", "cp1256", "shift_jis", "euc_jp", "gb18030", "big5", "euc_kr"]
+_OTHER_WORDS = re.compile(rb"(?<![A-Za-z\x80-\xff])[\x80-\xff]{2,}")
 _MISPLACED = re.compile(r"[£¥³¹¿¯ª¼][^\W\d_]|[^\W\d_][£¥³¹¿¯¼]")
 _OTHER_FILES = {
     rb"\s*<[a-z!?]": "a web page or XML; is a login or another address needed?",
@@ -241,13 +241,14 @@ def _as_utf8(source: str, content: bytes, encoding: str, note: Callable[[str], N
     from charset_normalizer import from_bytes
 
     sample = content[max(0, place - SAMPLE // 2) : place + SAMPLE // 2]
-    matches = from_bytes(sample, cp_isolation=_ENCODINGS) or from_bytes(sample)
     # Of the encodings of Latin letters, those of Windows are by far the most common.
-    close = [m for m in matches if m.chaos <= matches[0].chaos + 0.01 and m.coherence >= matches[0].coherence - 0.05]
-    western = any("cp1252" in match.could_be_from_charset for match in close)
-    is_latin = western or not matches or matches[0].encoding not in _OTHER_LETTERS
-    habitual = ["cp1252", "cp1250"] if is_latin else []
-    names = dict.fromkeys([*habitual, *(match.encoding for match in matches)])
+    latin, others = _has_latin_words(sample), b" ".join(_OTHER_WORDS.findall(sample))
+    isolated = _LATIN if latin else _OTHER_LETTERS
+    # Numbers and separators between words let each encoding seem unlikely.
+    matches = from_bytes(sample, cp_isolation=isolated) or from_bytes(others, cp_isolation=isolated, threshold=0.9)
+    found = [match for match in matches if match.encoding in isolated]
+    likely = sorted(found, key=lambda match: (match.chaos, -match.coherence, isolated.index(match.encoding)))
+    names = dict.fromkeys(["cp1252", "cp1250"] * latin + [match.encoding for match in likely] + ["cp1252"])
     # A sign between letters, such as £ in front of a small letter, shows that this is not the encoding.
     candidates = sorted(names, key=lambda name: bool(_MISPLACED.search(_decoded(sample, name) or "")))
     text, guessed = next(
@@ -262,6 +263,13 @@ def _as_utf8(source: str, content: bytes, encoding: str, note: Callable[[str], N
     shown = line[max(0, at - 20) : at + 20]
     note(f"{source}: not UTF-8 (byte {place}); read as {guessed}, as in {shown!r}; data.csv.encoding overrides it")
     return text.encode("utf-8")
+
+
+def _has_latin_words(sample: bytes) -> bool:
+    """True if words mix ASCII with some other letters, as in Fläche; words of Greek or Chinese do not."""
+    mixed = len(re.findall(rb"[A-Za-z][\x80-\xff]|[\x80-\xff][A-Za-z]", sample))
+    other_words = len(_OTHER_WORDS.findall(sample))
+    return mixed >= other_words
 
 
 def _decoded(content: bytes, encoding: str) -> str | None:
