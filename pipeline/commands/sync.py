@@ -239,8 +239,9 @@ def _restore_register(
     if chosen is None:
         raise ValueError("the champion is none of the models")
     run.log_params(_json(outs["model.json"])["params"])
-    run.log_metrics(_json(dep(f"reports/{chosen}", "metrics.json")))
-    is_weak = _is_weak(_json(dep(f"reports/{chosen}", "metrics.json")), entry.flat)
+    scores = _json(dep(f"reports/{chosen}", "metrics.json"))
+    run.log_metrics(scores)
+    is_weak = _is_weak(scores, entry.flat)
     run.set_tags({"model": chosen, "registered": not is_weak})
     if is_weak:
         return

@@ -105,9 +105,11 @@ def _claim_artifacts(database: Path) -> None:
         query = "SELECT artifact_location FROM experiments WHERE artifact_location LIKE 'file://%/mlruns'"
         for (location,) in connection.execute(query).fetchall():
             for table, column in _ADDRESSES if location != own else ():
+                # Compared without LIKE, since % and _ are letters of an address and wildcards of a pattern.
+                n = len(location)
                 connection.execute(
-                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {column} = ? OR {column} LIKE ? || '/%'",
-                    (own, len(location) + 1, location, location),
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) IN (?, ?)",
+                    (own, n + 1, n + 1, location, f"{location}/"),
                 )
 
 
